@@ -1,0 +1,1 @@
+"""Lightning modules: what is trained, with which losses, and how it is judged."""

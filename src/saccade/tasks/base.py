@@ -1,0 +1,169 @@
+"""Task: what every training shares. Images seen as the clock, stateless randomness, EMA, and steps that must be finite.
+
+Randomness inside a training step is a function of (seed, images seen, rank): the global generator is seeded at the start of
+each step. A resumed run therefore continues bit for bit without any generator state in its checkpoint.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from saccade.tasks.optimisers import Schedule
+
+OptimiserFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+
+class NonFiniteTraining(RuntimeError):
+    """Too many steps in a row had a loss or gradient that was not finite."""
+
+
+def step_seed(seed: int, images_seen: int, rank: int = 0) -> int:
+    """A 63-bit seed that differs for every (seed, images seen, rank): splitmix64 of the three."""
+    mixed = (seed * 0x9E3779B97F4A7C15 + images_seen * 0xBF58476D1CE4E5B9 + rank * 0x94D049BB133111EB) & (2**64 - 1)
+    mixed = ((mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    mixed = ((mixed ^ (mixed >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+    return (mixed ^ (mixed >> 31)) >> 1
+
+
+class Ema(nn.Module):
+    """Exponential moving average of a network, with its half-life in images.
+
+    Args:
+        network: copied; its buffers are copied at every update, not averaged.
+        half_life: images after which an old weight counts half (StyleGAN2: 10,000).
+        rampup: the half-life is at most this share of the images seen so far (StyleGAN3: 0.05); None switches it off.
+    """
+
+    def __init__(self, network: nn.Module, *, half_life: float, rampup: float | None = 0.05) -> None:
+        super().__init__()
+        self.network = copy.deepcopy(network).requires_grad_(False).eval()
+        self.half_life, self.rampup = half_life, rampup
+
+    @torch.no_grad()
+    def update(self, source: nn.Module, *, images_seen: int, images_step: int) -> None:
+        """Move towards `source` by one step of `images_step` images."""
+        half_life = self.half_life if self.rampup is None else min(self.half_life, self.rampup * images_seen)
+        decay = 0.5 ** (images_step / max(half_life, 1e-8))
+        ours, theirs = list(self.network.parameters()), list(source.parameters())
+        torch._foreach_lerp_(ours, theirs, 1.0 - decay)
+        for mine, other in zip(self.network.buffers(), source.buffers(), strict=True):
+            mine.copy_(other)
+
+
+class Task(pl.LightningModule):
+    """Base of all tasks: manual optimisation on the clock of images seen.
+
+    Args:
+        images: length of the run in images seen.
+        seed: of all randomness inside training steps.
+        schedule: learning-rate factor over the run.
+        max_nonfinite: non-finite steps in a row after which training stops with a diagnosis.
+    """
+
+    images_seen: Tensor
+
+    def __init__(self, *, images: int, seed: int, schedule: Schedule | None = None, max_nonfinite: int = 50) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.images, self.seed, self.max_nonfinite = images, seed, max_nonfinite
+        self.schedule = schedule or Schedule()
+        self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
+        self.nonfinite_steps = 0
+        self._nonfinite_run = 0
+        self._base_lr: dict[int, list[float]] = {}
+
+    # ------------------------------------------------------------------ what a task says of itself
+
+    @abstractmethod
+    def picture_batch(self) -> Any:
+        """The fixed batch of the sample pictures."""
+
+    @abstractmethod
+    def sample(self, batch: Any) -> dict[str, Tensor]:
+        """Named pictures of a batch for the sample grids."""
+
+    def provenance(self) -> dict[str, Any]:
+        """Which outside weights the losses and metrics used: for the record of the run."""
+        return {}
+
+    # ------------------------------------------------------------------ one step
+
+    def begin_step(self, batch_size: int) -> None:
+        """Seed this step's randomness and set the learning rates."""
+        torch.manual_seed(step_seed(self.seed, int(self.images_seen), self.global_rank))
+        factor = self.schedule(min(1.0, int(self.images_seen) / max(1, self.images)))
+        for optimiser in self._optimisers():
+            base = self._base_lr.setdefault(id(optimiser), [group["initial_lr"] for group in optimiser.param_groups])
+            for group, lr in zip(optimiser.param_groups, base, strict=True):
+                group["lr"] = lr * factor
+
+    def end_step(self, batch_size: int) -> int:
+        """Count the images of this step over all ranks; the trainer stops once the run is complete."""
+        images = batch_size * self.trainer.world_size
+        self.images_seen += images
+        if int(self.images_seen) >= self.images:
+            self.trainer.should_stop = True
+        return images
+
+    def backward_terms(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: float = 1.0) -> bool:
+        """Weigh, log and sum named loss terms and run their backward pass.
+
+        Returns:
+            Whether the loss was finite; if not, no backward pass ran.
+        """
+        losses = [weights[name] * scale * term for name, term in terms.items() if weights.get(name, 1.0) != 0]
+        total = torch.stack([loss.float() for loss in losses]).sum()
+        self.log_dict({f"loss/{name}": term.detach().float() for name, term in terms.items()})
+        if not bool(torch.isfinite(total)):
+            return False
+        self.manual_backward(total)
+        return True
+
+    def guarded_step(self, name: str, optimiser: Any, parameters: list[nn.Parameter], finite: bool) -> None:
+        """Step unless the loss or the gradient is not finite; count such steps, stop after too many in a row.
+
+        Raises:
+            NonFiniteTraining: `max_nonfinite` in a row, naming the network and the likely cures.
+        """
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        scaled = self._uses_loss_scaling()
+        if finite and gradients:
+            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float())
+            finite = bool(torch.isfinite(norm))
+            if finite and not scaled:
+                self.log(f"gradient_norm/{name}", norm)
+        if gradients and (finite or scaled):
+            optimiser.step()  # with loss scaling, the scaler itself skips the step and lowers its scale
+        optimiser.zero_grad(set_to_none=True)
+        if finite:
+            self._nonfinite_run = 0
+            return
+        self.nonfinite_steps += 1
+        self._nonfinite_run += 1
+        if self._nonfinite_run >= self.max_nonfinite:
+            raise NonFiniteTraining(
+                f"{name}: loss or gradient was not finite in {self._nonfinite_run} steps in a row, at image "
+                f"{int(self.images_seen)}. The last checkpoint is intact. Try a lower learning rate (task.module."
+                f"{name}_optimiser.lr), numerics=fp32, or look for broken images in the data."
+            )
+
+    def _uses_loss_scaling(self) -> bool:
+        return getattr(self.trainer.precision_plugin, "scaler", None) is not None
+
+    def _optimisers(self) -> list[Any]:
+        found = self.optimizers()
+        return list(found) if isinstance(found, list) else [found]
+
+    @staticmethod
+    def with_initial_lr(optimiser: torch.optim.Optimizer) -> torch.optim.Optimizer:
+        """Record the configured learning rate in the optimiser's groups, where resume finds it again."""
+        for group in optimiser.param_groups:
+            group["initial_lr"] = group["lr"]
+        return optimiser
