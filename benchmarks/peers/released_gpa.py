@@ -5,6 +5,7 @@ ratio to ours can be measured on any machine without that layer (which carries n
 project). Kept on purpose, because they are what it costs:
 
 - the search holds three tensors of coarse queries x coarse keys: logits, logits minus their global maximum, softmax;
+  the softmax stays alive until the output is made;
 - the masses of each cell come from an unfolded copy of that softmax;
 - the keys of each cell come from a full descending sort of all coarse keys, not from a top-k;
 - keys and values are gathered with the batch inside the gather, then copied again into cell layout;
@@ -28,24 +29,21 @@ def _affinity(q: Tensor, k: Tensor, score: str) -> Tensor:
     if score == "l2":
         q, k = q / channels**0.25, k / channels**0.25
         logits = torch.bmm(2 * q, k)
-        logits -= (q * q).sum(dim=2, keepdim=True)
-        logits -= (k * k).sum(dim=1, keepdim=True)
+        logits -= (q**2).sum(dim=2, keepdim=True)
+        logits -= (k**2).sum(dim=1, keepdim=True)
     else:
         logits = torch.bmm(q / channels**0.5, k)
     return torch.softmax(logits - logits.max().detach(), dim=-1)
 
 
-@torch.no_grad()
-def _search(q: Tensor, k: Tensor, side: tuple[int, int], cell_side: tuple[int, int], count: int, score: str) -> Tensor:
-    """Flat coarse key indices (N, cells, count) of q (N, C, Yq, Xq) among k (N, C, Yk, Xk)."""
-    q_coarse, k_coarse = F.avg_pool2d(q, side), F.avg_pool2d(k, side)
-    mass = _affinity(q_coarse.flatten(2).transpose(1, 2), k_coarse.flatten(2), score)  # (N, Q, K)
+def _search(mass: Tensor, q_coarse_size: tuple[int, int], cell_side: tuple[int, int], count: int) -> Tensor:
+    """Flat coarse key indices (N, cells, count) that hold most of mass (N, Q, K) in each cell."""
     n, _, keys = mass.shape
-    as_maps = mass.transpose(1, 2).reshape(n, keys, *q_coarse.shape[2:])
+    as_maps = mass.transpose(1, 2).reshape(n, keys, *q_coarse_size)
     by_cell = F.unfold(as_maps, cell_side, stride=cell_side)  # (N, K*s*s, cells)
     cell_mass = by_cell.reshape(n, keys, cell_side[0] * cell_side[1], -1).mean(dim=2)  # (N, K, cells)
-    order = torch.argsort(cell_mass, dim=1, descending=True)
-    return order[:, :count].transpose(1, 2)
+    order = torch.argsort(cell_mass.transpose(1, 2), dim=2, descending=True)
+    return order[:, :, :count]
 
 
 def _fine(indices: Tensor, key_cols: int, side: tuple[int, int]) -> Tensor:
@@ -87,7 +85,10 @@ def released_gpa(
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))  # (B*G, C, Y, X)
     side = (rows // coarse[0], cols // coarse[1])
     cell_side = (coarse[0] // cells[0], coarse[1] // cells[1])
-    indices = _search(q, k, side, cell_side, keys_per_cell, score)
+    with torch.no_grad():  # the coarse maps and the softmax live until this function returns, as in the released layer
+        q_coarse, k_coarse = F.avg_pool2d(q, side), F.avg_pool2d(k, side)
+        mass = _affinity(q_coarse.flatten(2).transpose(1, 2), k_coarse.flatten(2), score)  # (N, Q, K)
+        indices = _search(mass, coarse, cell_side, keys_per_cell)
     fine = _fine(indices, k.shape[3] // side[1], side)
 
     full_side = (cell_side[0] * side[0], cell_side[1] * side[1])

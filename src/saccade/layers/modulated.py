@@ -25,7 +25,9 @@ DEMODULATION_EPS = 1e-8
 def compute_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which a convolution of `x` will run: that of an enabled autocast, else that of `x`."""
     kind = x.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):
+        return x.dtype
+    return torch.get_autocast_dtype(kind)
 
 
 class ModulatedConv2d(nn.Module):

@@ -1,1 +1,1 @@
-"""Drawing: image grids, skeletons, error maps, attention pictures, charts. Arrays in, arrays or SVG out; no training code."""
+"""Drawing: image grids, skeletons, error maps, attention pictures, charts. Arrays in, arrays or SVG out."""

@@ -58,7 +58,8 @@ def require_picture(picture: Picture, who: str) -> None:
 def enlarge(picture: Picture, height: int) -> Picture:
     """Bring a picture to `height` rows, keeping its aspect, so that 32-pixel images can be looked at.
 
-    Going up it is nearest-neighbour to a whole multiple (pixels stay pixels) and Lanczos for the rest; going down, area.
+    Going up it is nearest-neighbour to a whole multiple (pixels stay pixels) and Lanczos for the rest; going down,
+    area.
     """
     require_picture(picture, "enlarge")
     rows, cols = picture.shape[:2]
@@ -72,6 +73,11 @@ def enlarge(picture: Picture, height: int) -> Picture:
     if larger.shape[0] == height:
         return larger
     return np.asarray(cv2.resize(larger, (width, height), interpolation=cv2.INTER_LANCZOS4), dtype=np.uint8)
+
+
+def readable_height(rows: int, *, least: int = 160) -> int:
+    """The smallest whole multiple of `rows` that is at least `least`: every pixel of a small image becomes a square."""
+    return rows * max(1, -(-least // rows))
 
 
 @lru_cache(maxsize=8)
@@ -104,7 +110,7 @@ def write_text(
         draw.text((col, row), text, fill=colour, font=face, anchor=anchor)
     else:
         draw.text((col, row), text, fill=colour, font=face)
-    return np.asarray(sheet, dtype=np.uint8)
+    return np.array(sheet, dtype=np.uint8)
 
 
 def fit_text(text: str, width: int, size: int) -> str:
@@ -148,7 +154,7 @@ def write_png(path: Path, picture: Picture) -> Path:
     """
     require_picture(picture, f"write_png {path}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             Image.fromarray(picture).save(file, format="PNG")

@@ -13,7 +13,7 @@ from saccade.pictures.canvas import (
     blank,
     enlarge,
     fit_text,
-    require_picture,
+    readable_height,
     text_size,
     to_uint8,
     write_text,
@@ -71,18 +71,14 @@ def grid(columns: Sequence[Column], *, tile: int = TILE, title: str = "", note: 
     top = _MARGIN + title_rows + head_rows
     for column, cells_of, width in zip(columns, cells, widths, strict=True):
         middle = col + width // 2
-        sheet = write_text(
-            sheet, column.heading, (_MARGIN + title_rows, middle), size=_HEAD, colour=FAINT, anchor="ma"
-        )
+        sheet = write_text(sheet, column.heading, (_MARGIN + title_rows, middle), size=_HEAD, colour=FAINT, anchor="ma")
         for index, cell in enumerate(cells_of):
             row = top + index * (tile + _GAP)
             left = col + (width - cell.shape[1]) // 2
             sheet[row : row + tile, left : left + cell.shape[1]] = cell
         col += width + _GAP
     if note:
-        sheet = write_text(
-            sheet, fit_text(note, inner, _SMALL), (top + body + 8, _MARGIN), size=_SMALL, colour=FAINT
-        )
+        sheet = write_text(sheet, fit_text(note, inner, _SMALL), (top + body + 8, _MARGIN), size=_SMALL, colour=FAINT)
     return sheet
 
 
@@ -94,39 +90,39 @@ def _required(sample: Mapping[str, Tensor], names: Sequence[str]) -> list[Tensor
 
 
 def sample_grid(
-    sample: Mapping[str, Tensor], *, count: int = 4, tile: int = TILE, title: str = "", note: str = ""
+    sample: Mapping[str, Tensor], *, count: int = 4, tile: int | None = None, title: str = "", note: str = ""
 ) -> Picture:
     """The sheet that a pose task shows: source with its skeleton, target pose, generated, target, error.
 
     Args:
-        sample: source, target, generated (B, 3, Y, X) in [-1, 1]; source_keypoints, target_keypoints (B, 18, 3).
+        sample: source, generated and, where a true one exists, target (B, 3, Y, X) in [-1, 1]; source_keypoints,
+            target_keypoints (B, 18, 3). Without a target there are no target and error columns. Other entries are
+            ignored.
         count: rows at most.
+        tile: rows of one cell, pixels; None: a whole multiple of the image's that can be looked at.
 
     Raises:
         ValueError: an entry is missing, or batches of different sizes.
     """
-    names = ("source", "source_keypoints", "target_keypoints", "generated", "target")
-    source, source_points, target_points, generated, target = _required(sample, names)
-    sizes = {name: sample[name].shape[0] for name in names}
+    names = ("source", "source_keypoints", "target_keypoints", "generated")
+    source, source_points, target_points, generated = _required(sample, names)
+    target = sample.get("target")
+    sizes = {name: sample[name].shape[0] for name in (*names, "target") if name in sample}
     if len(set(sizes.values())) > 1:
         raise ValueError(f"sample_grid: all entries have one batch size; got {sizes}")
     rows = range(min(count, source.shape[0]))
     size = (source.shape[-2], source.shape[-1])
+    tile = readable_height(size[0], least=TILE) if tile is None else tile
     scale = tile / size[0]
-    sources, targets, results = (to_uint8(images[: len(rows)]) for images in (source, target, generated))
-    errors = error_map(generated[: len(rows)], target[: len(rows)])
-    poses = [
-        draw_skeleton(enlarge(sources[row], tile), source_points[row].cpu(), scale=scale) for row in rows
-    ]
+    sources, results = to_uint8(source[: len(rows)]), to_uint8(generated[: len(rows)])
+    poses = [draw_skeleton(enlarge(sources[row], tile), source_points[row].cpu(), scale=scale) for row in rows]
     columns = [
         Column("source", list(sources)),
         Column("source pose", poses),
         Column("target pose", [skeleton_picture(target_points[row], size, height=tile) for row in rows]),
         Column("generated", list(results)),
-        Column("target", list(targets)),
-        Column("error", list(errors)),
     ]
-    for column in columns:
-        for picture in column.pictures:
-            require_picture(picture, f"sample_grid, {column.heading}")
+    if target is not None:
+        columns.append(Column("target", list(to_uint8(target[: len(rows)]))))
+        columns.append(Column("error", list(error_map(generated[: len(rows)], target[: len(rows)]))))
     return grid(columns, tile=tile, title=title, note=note)

@@ -29,7 +29,8 @@ def error_map(generated: Tensor, target: Tensor, *, full_scale: float = 1.0) -> 
 
     Args:
         generated, target: (B, C, Y, X) or (C, Y, X), in [-1, 1].
-        full_scale: the error drawn as the palest colour; 1 is half of the range, so that pictures of different runs compare.
+        full_scale: the error drawn as the palest colour; 1 is half of the range, so that pictures of different runs
+            compare.
 
     Raises:
         ValueError: the shapes differ, or full_scale is not positive.

@@ -71,7 +71,8 @@ class RunFolder:
         return self.path / "result.json"
 
     def write_config(self, config: DictConfig) -> None:
-        write_text(self.path / "config.yaml", OmegaConf.to_yaml(config, resolve=True))
+        """config.yaml, with its interpolations: `evaluate.py attention=` changes what hangs on what."""
+        write_text(self.path / "config.yaml", OmegaConf.to_yaml(config))
 
     def read_config(self) -> DictConfig:
         """The resolved configuration of the run.

@@ -27,7 +27,7 @@ def resolve_autos(config: DictConfig) -> list[str]:
         resolver = getattr(get_class(node._target_), "resolve_auto", None) if _is_class(node._target_) else None
         if resolver is None:
             continue
-        options = {str(k): v for k, v in OmegaConf.to_container(node, resolve=True).items()}  # type: ignore[union-attr]
+        options = {str(key): node[key] for key in node if key != "_target_"}
         changes, told = resolver(options, runtime)
         for key, value in changes.items():
             OmegaConf.update(node, key, value, force_add=False)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saccade.losses.adversarial import discriminator_logistic, generator_nonsaturating, r1_penalty
+from saccade.losses.adversarial import logistic_discriminator, nonsaturating_generator, r1_penalty
 from saccade.tasks.base import Ema, OptimiserFactory, Task
 
 Terms = dict[str, Tensor]
@@ -29,7 +29,7 @@ class AdversarialTask(Task):
         discriminator: its opponent; None trains on the other terms alone.
         generator_optimiser: factory of the generator's optimiser.
         discriminator_optimiser: factory of the discriminator's; needed with a discriminator.
-        weights: weight of each named term; a term that is not named counts 1, a weight of 0 leaves it out of the sum.
+        weights: weight of each named term of `terms`; one that is not named counts 1, a weight of 0 leaves it out.
         r1_gamma: weight of gamma/2 * |grad D(real)|^2.
         r1_interval: the penalty runs every so many steps, scaled up by the same number.
         ema_half_life: of the averaged generator, in images.
@@ -57,11 +57,17 @@ class AdversarialTask(Task):
         self.generator, self.discriminator = generator, discriminator
         self.ema = Ema(generator, half_life=ema_half_life, rampup=ema_rampup)
         self.generator_optimiser, self.discriminator_optimiser = generator_optimiser, discriminator_optimiser
-        self.weights = dict(weights)
+        unknown = sorted(set(weights) - set(self.terms))
+        if unknown:
+            raise ValueError(
+                f"task: no loss term is called {', '.join(unknown)}; valid in weights: {', '.join(self.terms)}"
+            )
+        self.weights = {name: float(weights.get(name, 1.0)) for name in self.terms}
         self.r1_gamma, self.r1_interval = r1_gamma, r1_interval
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     steps: Tensor
+    terms: tuple[str, ...] = ("gan", "d_real", "d_fake", "r1")
 
     @abstractmethod
     def generator_passes(self, batch: Any) -> Iterator[Callable[[], Terms]]:
@@ -98,14 +104,14 @@ class AdversarialTask(Task):
     def _train_discriminator(self, batch: Any, discriminator: nn.Module, optimiser: Any) -> None:
         discriminator.requires_grad_(True)
         real, fake = self.discriminator_inputs(batch)
-        finite = self.backward_terms(discriminator_logistic(discriminator(*real), discriminator(*fake)), self.weights)
+        finite = self.backward_terms(logistic_discriminator(discriminator(*real), discriminator(*fake)), self.weights)
         if self.r1_gamma > 0 and int(self.steps) % self.r1_interval == 0:
             with torch.autocast(self.device.type, enabled=False):
                 images = real[0].detach().float().requires_grad_()
                 penalty = r1_penalty(discriminator(images, *real[1:]), images, gamma=self.r1_gamma)
-                finite = self.backward_terms(penalty, {}, scale=float(self.r1_interval)) and finite
+                finite = self.backward_terms(penalty, self.weights, scale=float(self.r1_interval)) and finite
         self.guarded_step("discriminator", optimiser, list(discriminator.parameters()), finite)
 
     def adversarial_terms(self, *arguments: Tensor) -> Terms:
         """The generator's non-saturating term; empty without a discriminator."""
-        return {} if self.discriminator is None else generator_nonsaturating(self.discriminator(*arguments))
+        return {} if self.discriminator is None else nonsaturating_generator(self.discriminator(*arguments))

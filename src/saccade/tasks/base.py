@@ -15,6 +15,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from saccade.losses.terms import weighted_sum
 from saccade.tasks.optimisers import Schedule
 
 OptimiserFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -86,8 +87,12 @@ class Task(pl.LightningModule):
         """The fixed batch of the sample pictures."""
 
     @abstractmethod
+    def samples(self, batch: Any) -> dict[str, dict[str, Tensor]]:
+        """Named pictures of a batch for the sample grids, by what they show; the main kind first."""
+
     def sample(self, batch: Any) -> dict[str, Tensor]:
-        """Named pictures of a batch for the sample grids."""
+        """The main kind of `samples`."""
+        return next(iter(self.samples(batch).values()))
 
     def provenance(self) -> dict[str, Any]:
         """Which outside weights the losses and metrics used: for the record of the run."""
@@ -118,8 +123,7 @@ class Task(pl.LightningModule):
         Returns:
             Whether the loss was finite; if not, no backward pass ran.
         """
-        losses = [weights[name] * scale * term for name, term in terms.items() if weights.get(name, 1.0) != 0]
-        total = torch.stack([loss.float() for loss in losses]).sum()
+        total = scale * weighted_sum(terms, {name: weights[name] for name in terms})
         self.log_dict({f"loss/{name}": term.detach().float() for name, term in terms.items()})
         if not bool(torch.isfinite(total)):
             return False

@@ -37,7 +37,9 @@ class Schedule:
 
     def __init__(self, *, warmup: float = 0.0, decay_from: float = 1.0, final: float = 0.0) -> None:
         if not 0.0 <= warmup <= decay_from <= 1.0:
-            raise ValueError(f"schedule: need 0 <= warmup <= decay_from <= 1; got warmup={warmup}, decay_from={decay_from}")
+            raise ValueError(
+                f"schedule: need 0 <= warmup <= decay_from <= 1; got warmup={warmup}, decay_from={decay_from}"
+            )
         self.warmup, self.decay_from, self.final = warmup, decay_from, final
 
     def __call__(self, progress: float) -> float:

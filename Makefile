@@ -1,0 +1,42 @@
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?= $(shell sh scripts/pick_torch.sh)
+RUN    := $(VENV)/bin/python
+.PHONY: setup demo test test-all test-gpu check format bench doctor clean
+
+setup: $(VENV)/.done  ## the environment; TORCH=cpu|cuda|legacy-gpu overrides what this machine suggests
+$(VENV)/.done: pyproject.toml constraints/$(TORCH).txt
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install -q -c constraints/$(TORCH).txt -e '.[dev,sweep]'
+	touch $@
+
+demo: setup  ## train on stand-in data, evaluate, and write report.html: a few minutes on two CPU cores
+	$(RUN) train.py model=posemorph attention=gpa budget=demo
+
+test: setup  ## the fast suite
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m "not slow and not gpu"
+
+test-all: setup  ## with the slow cases
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m "not gpu"
+
+test-gpu: setup
+	$(RUN) -m pytest -q -m gpu
+
+check: setup  ## ruff, mypy --strict, import contracts
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: setup
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: setup  ## time and memory of the attention backends against the released algorithm and dense attention
+	$(RUN) scripts/bench_attention.py --check
+
+doctor: setup  ## what will and will not run on this machine
+	$(RUN) scripts/doctor.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

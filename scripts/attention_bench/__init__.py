@@ -1,0 +1,1 @@
+"""What `scripts/bench_attention.py` measures (cases), how (measure), and what it makes of it (verdicts)."""

@@ -1,0 +1,127 @@
+"""What `attention=` selects: how values at key positions reach query positions, and nothing else."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from saccade.geometry import AttentionShape, SlotSpec
+
+
+class AttentionWeights(NamedTuple):
+    """The keys that a few queries attend to: flat key indices and weights, both (B, G, Q, K)."""
+
+    indices: Tensor
+    weights: Tensor
+
+
+@dataclass(frozen=True)
+class AttentionCost:
+    """What one call costs. FLOPs count a multiply-add as two; products only, as in the papers' tables.
+
+    `saved_bytes` is what stays for backward beside q, k and v themselves, in float32.
+    """
+
+    forward_flops: int
+    backward_flops: int
+    saved_bytes: int
+
+
+class SpatialAttention(nn.Module, ABC):
+    """Base of every attention backend. It owns no projections: `AttentionBlock` does.
+
+    Args:
+        spec: the slot it fills, or None outside a model. Backends may check against it; none may draw from it.
+        heads: number of heads G; channels of q, k and v are split into G groups in order.
+    """
+
+    name: ClassVar[str]
+    attends: ClassVar[bool] = True
+
+    def __init__(self, spec: SlotSpec | None = None, *, heads: int = 1) -> None:
+        super().__init__()
+        if heads < 1:
+            raise ValueError(f"{self.name}: heads must be at least 1; got {heads}.")
+        self.spec = spec
+        self.heads = heads
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """Bring values to the queries.
+
+        Args:
+            q: (B, G*D, Yq, Xq).
+            k: (B, G*D, Yk, Xk).
+            v: (B, G*E, Yk, Xk).
+            key_mask: (B, 1, Yk, Xk) bool, True = may be attended.
+
+        Returns:
+            (B, G*E, Yq, Xq).
+
+        Raises:
+            ValueError: the maps do not fit together or this backend cannot take their sizes.
+        """
+        return self.attend(self.split_heads(q), self.split_heads(k), self.split_heads(v), key_mask).flatten(1, 2)
+
+    @abstractmethod
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+        """`forward` with heads apart: (B, G, D, Yq, Xq), (B, G, D, Yk, Xk), (B, G, E, Yk, Xk) -> (B, G, E, Yq, Xq)."""
+
+    @abstractmethod
+    def weights(self, q: Tensor, k: Tensor, queries: Tensor, key_mask: Tensor | None = None) -> AttentionWeights:
+        """Where a few queries look: for pictures and saliency.
+
+        Args:
+            q: (B, G*D, Yq, Xq).
+            k: (B, G*D, Yk, Xk).
+            queries: (Q, 2) long, rows and cols in the query map.
+            key_mask: (B, 1, Yk, Xk) bool, True = may be attended.
+        """
+
+    @abstractmethod
+    def cost(self, shape: AttentionShape) -> AttentionCost:
+        """What one call of this shape costs."""
+
+    @abstractmethod
+    def reasons_against(self, shape: AttentionShape) -> list[str]:
+        """Why this backend cannot serve a shape, each with the nearest valid choices; empty when it can."""
+
+    def split_heads(self, maps: Tensor) -> Tensor:
+        """(B, G*C, Y, X) -> (B, G, C, Y, X).
+
+        Raises:
+            ValueError: not a map, or its channels do not split into the heads.
+        """
+        if maps.dim() != 4:
+            raise ValueError(f"{self.name}: a map must be (B, channels, rows, cols); got shape {tuple(maps.shape)}.")
+        channels = maps.shape[1]
+        if channels % self.heads:
+            raise ValueError(f"{self.name}: {self.head_reason(channels)}")
+        return torch.unflatten(maps, 1, (self.heads, channels // self.heads))
+
+    def head_reason(self, channels: int) -> str:
+        """Why a number of channels does not fit the heads, with the numbers of heads that do."""
+        valid = [h for h in range(1, channels + 1) if channels % h == 0]
+        nearest = sorted(sorted(valid, key=lambda h: abs(h - self.heads))[:3])
+        return (
+            f"{channels} channels do not split into {self.heads} heads. "
+            f"Valid numbers of heads here: {', '.join(map(str, nearest))}."
+        )
+
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}"
+
+
+def check_queries(name: str, q: Tensor, queries: Tensor) -> None:
+    """Raise ValueError unless `queries` is (Q, 2) long and lies inside the query map."""
+    rows, cols = q.shape[-2:]
+    if queries.dim() != 2 or queries.shape[1] != 2 or queries.dtype != torch.long:
+        raise ValueError(
+            f"{name}: queries must be (Q, 2) long, rows and cols; got {queries.dtype} of shape {tuple(queries.shape)}."
+        )
+    limit = torch.tensor([rows, cols], device=queries.device)
+    if bool(((queries < 0) | (queries >= limit)).any()):
+        raise ValueError(f"{name}: queries must lie inside the {rows}x{cols} query map; got {queries.tolist()}.")

@@ -1,0 +1,216 @@
+"""Attention pictures of a run (GPA paper, Fig. 9): what a few joints of the generated figure read from the source."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from saccade.callbacks.observing import PictureCallback, images_seen, sampling_batch
+from saccade.data.pose import KEYPOINT_NAMES
+from saccade.geometry import Size
+from saccade.pictures.attention import Look, attention_picture
+from saccade.pictures.canvas import Picture, stack, to_uint8
+
+PREFIX = "attention"
+
+
+@runtime_checkable
+class ShowsWeights(Protocol):
+    """What an attention block offers to a picture."""
+
+    def weights(self, q_map: Tensor, kv_map: Tensor, queries: Tensor) -> Any:
+        """Key indices and weights, (B, G, Q, K) each, of `queries` (Q, 2) rows and columns."""
+        ...
+
+
+@dataclass
+class Seen:
+    """What reached one attention block: (B, C, Y, X) each."""
+
+    block: ShowsWeights
+    q_map: Tensor
+    kv_map: Tensor
+
+
+@dataclass(frozen=True)
+class QueryPoint:
+    """A point of the target figure: name and place in pixels of the image."""
+
+    name: str
+    x: float
+    y: float
+
+
+# A point is the mean of the joints named, if all are there.
+_POINTS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("head", ("nose",)),
+    ("chest", ("neck", "right_hip", "left_hip")),
+    ("hips", ("right_hip", "left_hip")),
+    ("right wrist", ("right_wrist",)),
+    ("left wrist", ("left_wrist",)),
+    ("right knee", ("right_knee",)),
+    ("left ankle", ("left_ankle",)),
+    ("neck", ("neck",)),
+    ("left shoulder", ("left_shoulder",)),
+    ("right shoulder", ("right_shoulder",)),
+)
+MAX_POINTS = 6
+
+
+def query_points(keypoints: Tensor, size: Size, *, count: int = MAX_POINTS) -> list[QueryPoint]:
+    """Up to `count` points on a figure that lie inside the image; four of a grid if it has fewer than two.
+
+    Args:
+        keypoints: (18, 3) x, y, v in pixels of an image of `size`.
+    """
+    points = keypoints.detach().double().cpu()
+    found: list[QueryPoint] = []
+    for name, joints in _POINTS:
+        rows = points[[KEYPOINT_NAMES.index(joint) for joint in joints]]  # (joints, 3)
+        if not bool((rows[:, 2] > 0).all()):
+            continue
+        x, y = rows[:, :2].mean(dim=0).tolist()
+        if -0.5 <= x < size.cols - 0.5 and -0.5 <= y < size.rows - 0.5:
+            found.append(QueryPoint(name, x, y))
+    if len(found) >= 2:
+        return found[:count]
+    places = [(row, col) for row in (0.3, 0.7) for col in (0.3, 0.7)]
+    return [
+        QueryPoint(f"point {index + 1}", col * (size.cols - 1), row * (size.rows - 1))
+        for index, (row, col) in enumerate(places)
+    ]
+
+
+def query_cells(points: Sequence[QueryPoint], image: Size, q_size: Size) -> Tensor:
+    """(Q, 2) long: the row and column of the query map that hold each point."""
+    cells = []
+    for point in points:
+        row = math.floor((point.y + 0.5) * q_size.rows / image.rows)
+        col = math.floor((point.x + 0.5) * q_size.cols / image.cols)
+        cells.append((min(max(row, 0), q_size.rows - 1), min(max(col, 0), q_size.cols - 1)))
+    return torch.tensor(cells, dtype=torch.long)
+
+
+def find_blocks(module: nn.Module) -> dict[str, list[nn.Module]]:
+    """Attention blocks by slot name of every network inside `module` that has an `attention_blocks` mapping.
+
+    A slot can occur more than once (the generator and its average); the one that runs is the one that counts.
+    """
+    found: dict[str, list[nn.Module]] = {}
+    for part in module.modules():
+        blocks = getattr(part, "attention_blocks", None)
+        if isinstance(blocks, Mapping):
+            for name, block in blocks.items():
+                found.setdefault(name, []).append(block)
+    return found
+
+
+def attends(block: object) -> bool:
+    """Whether a block's mixer reads any key at all (`NoAttention` does not)."""
+    return bool(getattr(getattr(block, "mixer", None), "attends", True))
+
+
+@contextmanager
+def capture(blocks: Mapping[str, Sequence[nn.Module]]) -> Iterator[dict[str, Seen]]:
+    """Note the last input of every block that runs inside; one that does not run or reads no keys has no entry."""
+    seen: dict[str, Seen] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(block: nn.Module, inputs: tuple[Any, ...]) -> None:
+            if isinstance(block, ShowsWeights) and attends(block) and len(inputs) >= 2:
+                seen[name] = Seen(block, inputs[0].detach(), inputs[1].detach())
+
+        return hook
+
+    handles = [block.register_forward_pre_hook(watch(name)) for name, several in blocks.items() for block in several]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _size(maps: Tensor) -> Size:
+    return Size(int(maps.shape[-2]), int(maps.shape[-1]))
+
+
+def looks_of(seen: Seen, item: int, points: Sequence[QueryPoint], image: Size) -> list[Look]:
+    """What each point reads in picture `item` of the batch, as the mean over the heads."""
+    q_map, kv_map = seen.q_map[item : item + 1], seen.kv_map[item : item + 1]
+    cells = query_cells(points, image, _size(q_map)).to(q_map.device)
+    found = seen.block.weights(q_map, kv_map, cells)
+    indices, weights = found.indices[0].cpu(), found.weights[0].double().cpu()  # (G, Q, K)
+    heads = weights.shape[0]
+    return [
+        Look(
+            point.name,
+            point.x,
+            point.y,
+            indices[:, place].reshape(-1).numpy().astype(np.int64),
+            weights[:, place].reshape(-1).numpy() / heads,
+        )
+        for place, point in enumerate(points)
+    ]
+
+
+def draw_slot(seen: Seen, sample: Mapping[str, Tensor], *, title: str, count: int = 2) -> Picture:
+    """The attention pictures of the first `count` samples at one slot, under each other."""
+    pictures = []
+    for item in range(min(count, sample["generated"].shape[0])):
+        image = _size(sample["generated"])
+        points = query_points(sample["target_keypoints"][item], image)
+        pictures.append(
+            attention_picture(
+                to_uint8(sample["source"][item]),
+                to_uint8(sample["generated"][item]),
+                looks_of(seen, item, points, image),
+                _size(seen.kv_map),
+                title=title if item == 0 else "",
+            )
+        )
+    return stack(pictures)
+
+
+def slot_title(name: str, seen: Seen) -> str:
+    """`slot up.32 (gpa), 32x32 queries`."""
+    backend = getattr(getattr(seen.block, "mixer", None), "name", "")
+    return f"slot {name}{f' ({backend})' if backend else ''}, {_size(seen.q_map)} queries"
+
+
+def finest(seen: Mapping[str, Seen], count: int) -> list[str]:
+    """The slots with the largest query maps whose blocks can show weights, finest first."""
+    order = sorted(seen, key=lambda name: -_size(seen[name].q_map).area)
+    return order[:count]
+
+
+class AttentionPictures(PictureCallback):
+    """Write `attention-<slot>.png` of the finest slots after every evaluation and at the end, over the last one.
+
+    Args:
+        folder: where the pictures go.
+        slots: how many slots, finest first.
+        count: samples in one picture.
+    """
+
+    def __init__(self, folder: Path, *, slots: int = 2, count: int = 2) -> None:
+        super().__init__(folder)
+        if slots < 1 or count < 1:
+            raise ValueError(f"AttentionPictures: slots and count are 1 or more; got slots={slots}, count={count}")
+        self.slots, self.count = slots, count
+
+    def draw(self, trainer: pl.Trainer, task: Any) -> None:
+        with capture(find_blocks(task)) as seen:
+            sample = task.sample(sampling_batch(task))
+        for name in finest(seen, self.slots):
+            title = f"{slot_title(name, seen[name])}, after {images_seen(task):,} images"
+            picture = draw_slot(seen[name], sample, title=title, count=self.count)
+            self.keep(trainer, task, f"{PREFIX}-{name}", picture, key=f"{PREFIX}/{name}")

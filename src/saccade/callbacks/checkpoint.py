@@ -1,0 +1,110 @@
+"""Resume points and a clean stop: checkpoints that are whole or absent, and Ctrl-C that loses nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+
+
+class TrainingInterrupted(Exception):
+    """A signal asked for a stop; everything up to the last step, or the last evaluation, is saved."""
+
+
+class ResumePoint(pl.Callback):
+    """Write checkpoints/last.ckpt every so many images, at the end, and before the process stops on a signal.
+
+    A checkpoint is written under a temporary name and renamed. It holds tensors and plain containers only. The first SIGINT
+    or SIGTERM lets the running step finish, saves, and stops; the second stops at once, leaving the last checkpoint.
+
+    Args:
+        path: of the checkpoint.
+        every_images: images seen between two checkpoints.
+    """
+
+    def __init__(self, path: Path, *, every_images: int) -> None:
+        self.path, self.every_images = path, every_images
+        self.seconds = 0.0  # of training, over all sessions
+        self.interrupted = False
+        self._handlers: dict[int, Any] = {}
+        self._since = 0.0
+        self._saved_at = -1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self.seconds + (time.monotonic() - self._since if self._since else 0.0)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.seconds = float(state_dict["seconds"])
+
+    def save(self, trainer: pl.Trainer, images_seen: int) -> None:
+        """Write the checkpoint of this very moment, between two steps."""
+        if images_seen == self._saved_at:
+            return
+        temporary = self.path.with_suffix(".ckpt.tmp")
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            os.replace(temporary, self.path)
+        trainer.strategy.barrier("resume point")
+        self._saved_at = images_seen
+
+    # ------------------------------------------------------------------ hooks
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = time.monotonic()
+        self._saved_at = int(pl_module.images_seen)  # type: ignore[arg-type]
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._handlers[number] = signal.signal(number, self._on_signal)
+        except ValueError:  # not the main thread: signals stay with whoever runs us
+            self._handlers.clear()
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        images_seen = int(pl_module.images_seen)  # type: ignore[arg-type]
+        due = images_seen // self.every_images > max(self._saved_at, 0) // self.every_images
+        stop = self._anyone_interrupted(trainer, pl_module)
+        if due or stop:
+            self.save(trainer, images_seen)
+        if stop:
+            raise TrainingInterrupted(images_seen)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self.save(trainer, int(pl_module.images_seen))  # type: ignore[arg-type]
+
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        if self.interrupted:
+            raise TrainingInterrupted(int(pl_module.images_seen))  # type: ignore[arg-type]
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.save(trainer, int(pl_module.images_seen))  # type: ignore[arg-type]
+        self._finish()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._finish()
+
+    def _finish(self) -> None:
+        if self._since:
+            self.seconds += time.monotonic() - self._since
+            self._since = 0.0
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers.clear()
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.interrupted:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt
+        self.interrupted = True
+        print("\nStopping after this step, with a checkpoint. Once more stops at once.", flush=True)
+
+    def _anyone_interrupted(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> bool:
+        if trainer.world_size == 1:
+            return self.interrupted
+        flag = torch.tensor(float(self.interrupted), device=pl_module.device)
+        return bool(trainer.strategy.reduce(flag, reduce_op="max") > 0)

@@ -1,0 +1,41 @@
+"""Image grids of a run: source, poses, generated, target and error of one fixed batch, as training goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from saccade.callbacks.observing import PictureCallback, images_seen, sampling_batch
+from saccade.pictures.grid import sample_grid
+
+PREFIX = "samples"
+
+
+class SampleGrids(PictureCallback):
+    """Write `samples-<images seen>.png` after every evaluation and at the end of training.
+
+    Args:
+        folder: where the pictures go.
+        count: rows of a grid.
+
+    Raises:
+        ValueError: count is below 1.
+    """
+
+    def __init__(self, folder: Path, *, count: int = 6) -> None:
+        super().__init__(folder)
+        if count < 1:
+            raise ValueError(f"SampleGrids: count is the number of rows, 1 or more; got {count}")
+        self.count = count
+
+    def draw(self, trainer: pl.Trainer, task: Any) -> None:
+        now = images_seen(task)
+        picture = sample_grid(
+            task.sample(sampling_batch(task)),
+            count=self.count,
+            title=f"after {now:,} images",
+            note="error: absolute difference, mean over colours; black is none, pale yellow half the range or more",
+        )
+        self.keep(trainer, task, f"{PREFIX}-{now:010d}", picture, key=PREFIX)

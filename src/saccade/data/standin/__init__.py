@@ -1,0 +1,1 @@
+"""Generators of files in the layout of a dataset that cannot be redistributed."""

@@ -1,0 +1,1 @@
+"""Networks with attention slots, and discriminators."""

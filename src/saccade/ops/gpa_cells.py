@@ -1,0 +1,157 @@
+"""The integer geometry of grid-partitioned attention: pooling factor, cells, key blocks, and the chunks to work in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import gcd
+
+import torch
+from torch import Tensor
+
+from saccade.geometry import Size
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How one pair of maps is partitioned.
+
+    `factor` is the pooling factor d; a coarse pixel is a block of d x d pixels. `cell` is the size of one cell in query
+    pixels, `coarse_cell` in coarse pixels.
+    """
+
+    q_size: Size
+    kv_size: Size
+    coarse: Size
+    kv_coarse: Size
+    cells: Size
+    factor: int
+    coarse_cell: Size
+    cell: Size
+    keys_per_cell: int
+
+    @property
+    def keys(self) -> int:
+        """Full-resolution keys that one cell attends to: kappa * d^2."""
+        return self.keys_per_cell * self.factor**2
+
+
+def grid_reasons(q_size: Size, kv_size: Size, coarse: Size, cells: Size, keys_per_cell: int) -> list[str]:
+    """Why these maps cannot be partitioned this way, each with the nearest valid choices; empty when they can."""
+    if keys_per_cell < 1:
+        return [f"keys_per_cell must be at least 1; got {keys_per_cell}."]
+    factor = q_size.rows // coarse.rows
+    if factor < 1 or q_size != (coarse.rows * factor, coarse.cols * factor):
+        return [
+            f"query map {q_size} does not pool to {coarse} by one whole factor. "
+            f"Valid here: {_join(valid_coarse(q_size, kv_size, coarse))}."
+        ]
+    if kv_size.rows % factor or kv_size.cols % factor:
+        return [
+            f"key map {kv_size} does not pool by the query map's factor {factor} ({q_size} to {coarse}). "
+            f"Valid coarse sizes here: {_join(valid_coarse(q_size, kv_size, coarse))}."
+        ]
+    if not cells.divides(coarse):
+        side, count = (coarse.rows, cells.rows) if coarse.rows % cells.rows else (coarse.cols, cells.cols)
+        return [
+            f"query map {q_size}, pooled to {coarse}, does not split into {cells} cells ({side} is not a multiple of "
+            f"{count}). Valid here: {_join(valid_cells(coarse, cells))}."
+        ]
+    return []
+
+
+def make_grid(op: str, q_size: Size, kv_size: Size, coarse: Size, cells: Size, keys_per_cell: int) -> Grid:
+    """Partition a pair of maps; `keys_per_cell` above the number of coarse keys is cut to it.
+
+    Raises:
+        ValueError: see `grid_reasons`.
+    """
+    reasons = grid_reasons(q_size, kv_size, coarse, cells, keys_per_cell)
+    if reasons:
+        raise ValueError(f"{op}: {' '.join(reasons)}")
+    factor = q_size.rows // coarse.rows
+    kv_coarse = Size(kv_size.rows // factor, kv_size.cols // factor)
+    return Grid(
+        q_size=q_size,
+        kv_size=kv_size,
+        coarse=coarse,
+        kv_coarse=kv_coarse,
+        cells=cells,
+        factor=factor,
+        coarse_cell=Size(coarse.rows // cells.rows, coarse.cols // cells.cols),
+        cell=Size(q_size.rows // cells.rows, q_size.cols // cells.cols),
+        keys_per_cell=min(keys_per_cell, kv_coarse.area),
+    )
+
+
+def valid_coarse(q_size: Size, kv_size: Size, wanted: Size, limit: int = 3) -> list[Size]:
+    """The coarse sizes that this pair of maps has, nearest to the wanted one first."""
+    common = gcd(q_size.rows, q_size.cols, kv_size.rows, kv_size.cols)
+    sizes = [Size(q_size.rows // d, q_size.cols // d) for d in _divisors(common)]
+    return sorted(sizes, key=lambda size: abs(size.area - wanted.area))[:limit]
+
+
+def valid_cells(coarse: Size, wanted: Size, limit: int = 3) -> list[Size]:
+    """Numbers of cells that a coarse map splits into, nearest to the wanted first; square if those are wanted."""
+    if wanted.rows == wanted.cols:
+        sizes = [Size(n, n) for n in _divisors(gcd(coarse.rows, coarse.cols))]
+    else:
+        rows, cols = (
+            sorted(_divisors(side), key=lambda n: abs(n - count))[:2]
+            for side, count in zip(coarse, wanted, strict=True)
+        )
+        sizes = [Size(r, c) for r in rows for c in cols]
+    return sorted(sizes, key=lambda size: abs(size.area - wanted.area))[:limit]
+
+
+def block_pixels(indices: Tensor, grid: Grid) -> Tensor:
+    """Flat full-resolution pixels of coarse keys, block after block: (..., kappa) -> (..., kappa * d * d)."""
+    d = grid.factor
+    inside = torch.arange(d, device=indices.device)
+    offsets = inside[:, None] * grid.kv_size.cols + inside  # (d, d)
+    corner = (indices // grid.kv_coarse.cols) * (d * grid.kv_size.cols) + (indices % grid.kv_coarse.cols) * d
+    return (corner[..., None, None] + offsets).flatten(-3)
+
+
+def split_cells(maps: Tensor, cells: Size, cell: Size) -> Tensor:
+    """Cut query maps into cells: (B, G, C, Y, X) -> (B, G, cells, C, pixels of a cell), both in scan-line order."""
+    parts = torch.unflatten(torch.unflatten(maps, 4, (cells.cols, cell.cols)), 3, (cells.rows, cell.rows))
+    # (B, G, C, cell rows, rows, cell cols, cols) -> (B, G, cell rows, cell cols, C, rows, cols)
+    return parts.permute(0, 1, 3, 5, 2, 4, 6).flatten(2, 3).flatten(4)
+
+
+def join_cells(parts: Tensor, cells: Size, cell: Size) -> Tensor:
+    """Undo `split_cells`: (B, G, cells, C, pixels of a cell) -> (B, G, C, Y, X)."""
+    grid = torch.unflatten(torch.unflatten(parts, 4, cell), 2, cells)
+    # (B, G, cell rows, cell cols, C, rows, cols) -> (B, G, C, cell rows, rows, cell cols, cols)
+    return grid.permute(0, 1, 4, 2, 5, 3, 6).flatten(5).flatten(3, 4)
+
+
+def cell_of_pixel(queries: Tensor, grid: Grid) -> Tensor:
+    """Flat cell of each query pixel: (Q, 2) rows and cols -> (Q,)."""
+    return (queries[:, 0] // grid.cell.rows) * grid.cells.cols + queries[:, 1] // grid.cell.cols
+
+
+def chunks(counts: tuple[int, ...], limit: int) -> Iterator[tuple[slice, ...]]:
+    """Slices of nested axes that together visit every item once, about `limit` items (at least one) at a time.
+
+    An axis is cut only where one step of it, with all axes inside, is over the limit.
+    """
+    steps: list[int] = []
+    for count in reversed(counts):
+        steps.insert(0, min(count, max(1, limit)))
+        limit //= count
+    spans = [
+        [slice(start, min(start + step, count)) for start in range(0, count, step)]
+        for count, step in zip(counts, steps, strict=True)
+    ]
+    return product(*spans)
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(number, 0, -1) if number % n == 0]
+
+
+def _join(sizes: list[Size]) -> str:
+    return ", ".join(str(size) for size in sizes)

@@ -1,0 +1,156 @@
+"""Phase 1 of grid-partitioned attention: which coarse keys each cell of queries attends to.
+
+Source: Jetchev et al., arXiv 2107.03742, Algorithm 1, as the released layer computes it: the score of a key for a cell
+is the mean over the cell's coarse queries of their softmax weights. Ours: ties go to the lower index, and the matrix of
+all coarse pairs is never held.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from saccade.geometry import Size
+from saccade.ops.dispatch import Score, check_score
+from saccade.ops.gpa_cells import Grid, chunks, make_grid, split_cells
+from saccade.ops.inputs import default_scale, no_autocast, read_shape
+
+# Ours: entries of the score chunk held at a time; on the CPU it should stay in the second-level cache.
+CHUNK_ENTRIES = {"cpu": 2**19, "other": 2**26}
+
+
+def gpa_select(
+    q: Tensor,
+    k: Tensor,
+    *,
+    cells: Size,
+    keys_per_cell: int,
+    coarse: Size,
+    score: Score = "dot",
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+) -> Tensor:
+    """Choose the coarse keys of each cell. Arguments as in `gpa_attention`; no gradient.
+
+    With a mask a coarse key is the mean of its allowed pixels and may be chosen when it has one; cells with fewer such
+    keys than `keys_per_cell` fill up with masked ones, which get no attention.
+
+    Returns:
+        (B, G, cells, kappa) long: flat indices into the pooled key map, ascending in each cell.
+
+    Raises:
+        ValueError: the maps do not fit together or do not partition this way.
+    """
+    shape = read_shape("gpa", q, k, key_mask=key_mask)
+    check_score("gpa", score)
+    grid = make_grid("gpa", shape.q_size, shape.kv_size, coarse, cells, keys_per_cell)
+    return select_keys(q, k, grid, score, default_scale(scale, shape.qk_channels), key_mask)
+
+
+@torch.no_grad()
+def select_keys(q: Tensor, k: Tensor, grid: Grid, score: Score, scale: float, key_mask: Tensor | None) -> Tensor:
+    """`gpa_select` behind its checks."""
+    batch, heads, cells, count = *q.shape[:2], grid.cells.area, grid.kv_coarse.area
+    if grid.keys_per_cell == count:
+        return torch.arange(count, device=q.device).expand(batch, heads, cells, count)
+    with no_autocast(q.device):
+        keys, allowed = pool_keys(k, grid.factor, key_mask)  # (B, G, D, K), (B, 1, K)
+        queries = pool(q, grid.factor)
+        if score == "l2":  # distances are the same from the mean key, and rounded less
+            centre = keys.mean(3, keepdim=True)
+            keys, queries = keys - centre, queries - centre.unsqueeze(4)
+        parts = split_cells(queries, grid.cells, grid.coarse_cell).transpose(3, 4)  # (B, G, cells, S, D)
+        factor, bias = scale, None
+        if score == "l2":
+            factor, bias = 2 * scale, keys.square().sum(2, keepdim=True) * -scale  # (B, G, 1, K)
+        if allowed is not None:
+            blocked = ~allowed & allowed.any(2, keepdim=True)
+            bias = (torch.zeros_like(keys[:, :, :1]) if bias is None else bias).masked_fill(
+                blocked.unsqueeze(1), float("-inf")
+            )
+        top = _top_of_cells(
+            parts.contiguous().mul_(factor).flatten(0, 1),
+            keys.flatten(0, 1),
+            None if bias is None else bias.flatten(0, 1),
+            None if allowed is None else allowed.repeat_interleave(heads, 0),
+            grid.keys_per_cell,
+        )
+        return torch.unflatten(top, 0, (batch, heads))
+
+
+def pool(maps: Tensor, factor: int) -> Tensor:
+    """Average blocks of factor x factor pixels, in at least float32: (B, G, C, Y, X) -> (B, G, C, Y/d, X/d)."""
+    if maps.dtype in (torch.float16, torch.bfloat16):
+        maps = maps.float()
+    if factor == 1:
+        return maps
+    return torch.unflatten(F.avg_pool2d(maps.flatten(0, 1), factor), 0, maps.shape[:2])
+
+
+def pool_keys(keys: Tensor, factor: int, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Pool keys over their allowed pixels: (B, G, C, K) with K coarse keys, and which have one: (B, 1, K) bool."""
+    if key_mask is None:
+        return pool(keys, factor).flatten(3), None
+    share = pool(
+        key_mask.unsqueeze(2).to(torch.promote_types(keys.dtype, torch.float32)), factor
+    )  # (B, 1, 1, Y/d, X/d)
+    pooled = pool(keys.masked_fill(~key_mask.unsqueeze(2), 0), factor)
+    allowed = share > 0
+    return (pooled / share.masked_fill(~allowed, 1)).flatten(3), allowed.squeeze(2).flatten(2)
+
+
+def _top_of_cells(queries: Tensor, keys: Tensor, bias: Tensor | None, allowed: Tensor | None, kappa: int) -> Tensor:
+    """(N, cells, S, D) scaled coarse queries and (N, D, K) keys -> (N, cells, kappa), a chunk of cells at a time."""
+    number, cells, side, _ = queries.shape
+    count = keys.shape[2]
+    budget = CHUNK_ENTRIES["cpu" if keys.device.type == "cpu" else "other"]
+    top = torch.empty(number, cells, kappa, dtype=torch.long, device=keys.device)
+    for n, span in chunks((number, cells), budget // (side * count)):
+        logits = torch.bmm(queries[n, span].flatten(1, 2), keys[n])  # (N, cells * S, K)
+        if bias is not None:
+            logits += bias[n]
+        logits.sub_(logits.amax(2, keepdim=True)).exp_()
+        share = torch.unflatten((logits.sum(2) * side).reciprocal_(), 1, (-1, side))  # (N, cells, S)
+        scores = _weighted_sum(torch.unflatten(logits, 1, (-1, side)), share)  # (N, cells, K)
+        if allowed is not None:
+            scores.masked_fill_(~allowed[n], -1)
+        top[n, span] = stable_top(scores, kappa)
+    return top
+
+
+def _weighted_sum(parts: Tensor, weights: Tensor) -> Tensor:
+    """Sum over the third axis: (N, M, S, K) weighted by (N, M, S) -> (N, M, K)."""
+    if parts.shape[2] > 16 or parts.device.type != "cpu":
+        return torch.einsum("nmsk,nms->nmk", parts, weights)
+    total = parts[:, :, 0] * weights[:, :, 0, None]
+    for s in range(1, parts.shape[2]):
+        total.addcmul_(parts[:, :, s], weights[:, :, s, None])
+    return total
+
+
+def stable_top(scores: Tensor, kappa: int) -> Tensor:
+    """Indices of the kappa largest entries of the last axis, ascending; among equal ones the lower index wins.
+
+    torch.topk leaves open which of equal entries it takes, so the rows where that matters are settled apart.
+    """
+    if kappa >= scores.shape[-1]:
+        return torch.arange(scores.shape[-1], device=scores.device).expand(scores.shape)
+    values, indices = scores.topk(kappa + 1, -1)
+    top = indices[..., :kappa].sort(-1).values
+    if scores.device.type == "meta":
+        return top
+    unsettled = ~(values[..., kappa - 1] > values[..., kappa])
+    if bool(unsettled.any()):
+        top[unsettled] = _lower_of_equals(scores[unsettled], kappa)
+    return top
+
+
+def _lower_of_equals(scores: Tensor, kappa: int) -> Tensor:
+    scores = scores.nan_to_num(nan=float("-inf"))  # a NaN would leave fewer than kappa entries to take
+    threshold = scores.topk(kappa, -1).values[:, -1:]
+    above = scores > threshold
+    equal = scores == threshold
+    room = kappa - above.sum(-1, keepdim=True)
+    taken = above | (equal & (equal.cumsum(-1) <= room))
+    return taken.nonzero()[:, 1].view(-1, kappa)

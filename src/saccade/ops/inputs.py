@@ -1,0 +1,109 @@
+"""What every attention op checks and prepares before a kernel runs: shapes, masks, softmax statistics, autocast."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+from saccade.geometry import AttentionShape, Size
+from saccade.ops.dispatch import Request, Score
+
+
+def read_shape(
+    op: str, q: Tensor, k: Tensor, v: Tensor | None = None, key_mask: Tensor | None = None
+) -> AttentionShape:
+    """Check that the maps of one attention call fit together, and name their sizes.
+
+    Args:
+        op: name of the op, for messages.
+        q: (B, G, D, Yq, Xq).
+        k: (B, G, D, Yk, Xk).
+        v: (B, G, E, Yk, Xk); without it the shape's `v_channels` is D.
+        key_mask: (B, 1, Yk, Xk) bool.
+
+    Raises:
+        ValueError: a map has the wrong rank, size, dtype or device.
+    """
+    maps = {"q": q, "k": k} if v is None else {"q": q, "k": k, "v": v}
+    for name, tensor in maps.items():
+        if tensor.dim() != 5:
+            raise ValueError(f"{op}: {name} must be (B, G, channels, rows, cols); got shape {tuple(tensor.shape)}.")
+        if tensor.dtype != q.dtype or tensor.device != q.device or not tensor.is_floating_point():
+            raise ValueError(
+                f"{op}: q, k and v must share one floating dtype and one device; q is {q.dtype} on {q.device}, "
+                f"{name} is {tensor.dtype} on {tensor.device}."
+            )
+    if q.shape[:3] != k.shape[:3]:
+        raise ValueError(f"{op}: q {tuple(q.shape)} and k {tuple(k.shape)} must agree in batch, heads and channels.")
+    if v is not None and (v.shape[:2] != k.shape[:2] or v.shape[3:] != k.shape[3:]):
+        raise ValueError(f"{op}: v {tuple(v.shape)} must agree with k {tuple(k.shape)} in batch, heads, rows and cols.")
+    batch, heads, channels, rows, cols = k.shape
+    if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != (batch, 1, rows, cols)):
+        raise ValueError(
+            f"{op}: key_mask must be a bool tensor of shape {(batch, 1, rows, cols)}; got {key_mask.dtype} of shape "
+            f"{tuple(key_mask.shape)}."
+        )
+    return AttentionShape(
+        batch=batch,
+        heads=heads,
+        qk_channels=channels,
+        v_channels=channels if v is None else v.shape[2],
+        q_size=Size(*q.shape[3:]),
+        kv_size=Size(rows, cols),
+    )
+
+
+def make_request(shape: AttentionShape, score: Score, key_mask: Tensor | None, *tensors: Tensor) -> Request:
+    """Describe a call for `choose`; `tensors` are those that gradients may be asked for."""
+    return Request(
+        device=tensors[0].device,
+        dtype=tensors[0].dtype,
+        shape=shape,
+        score=score,
+        masked=key_mask is not None,
+        requires_grad=torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors),
+    )
+
+
+def default_scale(scale: float | None, channels: int) -> float:
+    """`scale`, or the released code's 1 / sqrt(channels of a head)."""
+    return channels**-0.5 if scale is None else float(scale)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The tensor, or its float32 copy where it is fp16 or bf16: scores and softmax statistics need the digits."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager[None]:
+    """Keep autocast from lowering the products of a kernel that manages its own precision."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+def softmax_(logits: Tensor) -> Tensor:
+    """Softmax over the last axis in place of its logits, which must be finite or -inf, with one finite entry a row.
+
+    On the CPU torch.softmax takes several times as long as these passes where rows are long.
+    """
+    if logits.device.type != "cpu":
+        return torch.softmax(logits, -1)
+    logits.sub_(logits.amax(-1, keepdim=True)).exp_()
+    return logits.div_(logits.sum(-1, keepdim=True))
+
+
+def masked_softmax(logits: Tensor, allowed: Tensor | None) -> Tensor:
+    """Softmax over the last axis among the allowed entries; zeros where none is allowed.
+
+    Args:
+        logits: (..., K).
+        allowed: bool, broadcastable to `logits`, or None for all.
+    """
+    if allowed is None:
+        return torch.softmax(logits, -1)
+    alive = allowed.any(-1, keepdim=True)
+    logits = logits.masked_fill(~allowed & alive, float("-inf"))
+    return torch.softmax(logits, -1) * alive

@@ -1,0 +1,150 @@
+"""Line charts as SVG text: no plotting library, no script, readable in any browser and without a network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+
+PALETTE = ("#2563a8", "#c2541b", "#2d8a57", "#8b3fa0", "#b3262e", "#6d6a2f", "#1a8a9c", "#7a5230")
+_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 40
+_MAX_POINTS = 400
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers inside low..high, about `count`, 1, 2, 2.5 or 5 times a power of ten apart."""
+    if not (math.isfinite(low) and math.isfinite(high)) or high < low:
+        raise ValueError(f"nice_ticks: two finite numbers in order are needed; got {low} and {high}")
+    if high == low:
+        return [low]
+    raw = (high - low) / max(count, 1)
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1.0, 2.0, 2.5, 5.0, 10.0) if factor * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+def short_number(value: float) -> str:
+    """1200 -> 1.2k, 3500000 -> 3.5M; small ones with four significant digits."""
+    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= limit:
+            return f"{value / limit:.4g}{unit}"
+    return f"{value:.4g}"
+
+
+def _finite(xs: Sequence[float], ys: Sequence[float]) -> list[tuple[float, float]]:
+    return [(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(x) and math.isfinite(y)]
+
+
+def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+    """At most _MAX_POINTS points, each the mean of its neighbours, so that a long run stays a small page."""
+    if len(points) <= _MAX_POINTS:
+        return points
+    size = -(-len(points) // _MAX_POINTS)
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def _value_range(values: list[float], include: Sequence[float]) -> tuple[float, float]:
+    """What is drawn: all but the highest 2 % of a long series (the first steps), a little air, zero if near."""
+    ordered = sorted(values)
+    top = ordered[min(len(ordered) - 1, int(len(ordered) * 0.98))] if len(ordered) > 50 else ordered[-1]
+    low, high = min([ordered[0], *include]), max([top, *include])
+    if 0 < low < 0.4 * high:
+        low = 0.0
+    if high == low:
+        return low - (abs(low) or 1.0) * 0.5, high + (abs(high) or 1.0) * 0.5
+    air = 0.06 * (high - low)
+    return (low if low == 0.0 else low - air), high + air
+
+
+def line_chart(
+    title: str,
+    series: Series,
+    *,
+    x_label: str = "images seen",
+    marks: Mapping[str, float] | None = None,
+    width: int = 520,
+    height: int = 260,
+) -> str:
+    """One chart as an `<svg>` element with its legend beneath the title.
+
+    Args:
+        title: heading.
+        series: name -> (x values, y values); values that are not finite are left out.
+        marks: name -> height of a dashed horizontal line (a baseline, a bar to reach).
+
+    Raises:
+        ValueError: no series has a finite point, or x and y of one differ in length.
+    """
+    points = {name: _thin(_finite(*values)) for name, values in series.items()}
+    points = {name: line for name, line in points.items() if line}
+    if not points:
+        raise ValueError(f"line_chart {title!r}: no series has a finite point; got {sorted(series)}")
+    marks = {name: value for name, value in (marks or {}).items() if math.isfinite(value)}
+    xs = [x for line in points.values() for x, _ in line]
+    x_low, x_high = min(xs), max(xs)
+    x_high = x_high if x_high > x_low else x_low + 1.0
+    y_low, y_high = _value_range([y for line in points.values() for _, y in line], list(marks.values()))
+    legend_rows = -(-(len(points) + len(marks)) // 3)
+    top = _TOP + 22 + 17 * legend_rows
+    plot_width, plot_height = width - _LEFT - _RIGHT, height - top - _BOTTOM
+
+    def place_x(value: float) -> float:
+        return _LEFT + plot_width * (value - x_low) / (x_high - x_low)
+
+    def place_y(value: float) -> float:
+        return top + plot_height * (1.0 - (min(max(value, y_low), y_high) - y_low) / (y_high - y_low))
+
+    parts = [
+        f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">',
+        f'<text class="chart-title" x="{_LEFT}" y="{_TOP + 6}">{escape(title)}</text>',
+    ]
+    for value in nice_ticks(y_low, y_high, 4):
+        y = place_y(value)
+        parts.append(f'<line class="rule" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(
+            f'<text class="tick" text-anchor="end" x="{_LEFT - 7}" y="{y + 4:.1f}">{short_number(value)}</text>'
+        )
+    for value in nice_ticks(x_low, x_high, 5):
+        x = place_x(value)
+        at = f'text-anchor="middle" x="{x:.1f}" y="{height - _BOTTOM + 17}"'
+        parts.append(f'<text class="tick" {at}>{short_number(value)}</text>')
+    middle = _LEFT + plot_width / 2
+    parts.append(f'<text class="tick" text-anchor="middle" x="{middle:.0f}" y="{height - 7}">{escape(x_label)}</text>')
+    entries: list[tuple[str, str, bool]] = []
+    for index, (name, line) in enumerate(points.items()):
+        colour = PALETTE[index % len(PALETTE)]
+        path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in line)
+        parts.append(
+            f'<polyline fill="none" stroke="{colour}" stroke-width="1.8" stroke-linejoin="round" points="{path}"/>'
+        )
+        if len(line) <= 30:
+            parts.extend(
+                f'<circle cx="{place_x(x):.1f}" cy="{place_y(y):.1f}" r="2.6" fill="{colour}"/>' for x, y in line
+            )
+        entries.append((name, colour, False))
+    for name, value in marks.items():
+        y = place_y(value)
+        parts.append(
+            f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
+            'stroke="#667085" stroke-width="1.4" stroke-dasharray="5 4"/>'
+        )
+        entries.append((name, "#667085", True))
+    parts.extend(_legend(entries, width))
+    return "\n".join([*parts, "</svg>"])
+
+
+def _legend(entries: list[tuple[str, str, bool]], width: int) -> list[str]:
+    step = (width - _LEFT - _RIGHT) / 3
+    parts = []
+    for index, (name, colour, dashed) in enumerate(entries):
+        x, y = _LEFT + step * (index % 3), _TOP + 24 + 17 * (index // 3)
+        dash = ' stroke-dasharray="4 3"' if dashed else ""
+        ends = f'x1="{x:.0f}" x2="{x + 16:.0f}" y1="{y - 4}" y2="{y - 4}"'
+        parts.append(f'<line {ends} stroke="{colour}" stroke-width="2.5"{dash}/>')
+        parts.append(f'<text class="legend" x="{x + 21:.0f}" y="{y}">{escape(name)}</text>')
+    return parts

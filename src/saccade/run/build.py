@@ -1,0 +1,94 @@
+"""From a resolved configuration to objects: data, task, trainer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from pytorch_lightning.loggers import Logger
+
+from saccade.tasks.base import Task
+
+
+def export_folders(config: DictConfig) -> None:
+    """Let losses and metrics find the weights folder, which may not be part of their options (it is the machine's)."""
+    if config.runtime.weights_dir:
+        os.environ["SACCADE_WEIGHTS"] = str(Path(config.runtime.weights_dir).expanduser().resolve())
+    os.environ["SACCADE_CACHE"] = str(cache_dir(config))
+
+
+def cache_dir(config: DictConfig) -> Path:
+    """Where stand-ins and statistics are kept: the runtime option, $SACCADE_CACHE, or ~/.cache/saccade."""
+    chosen = config.runtime.cache_dir or os.environ.get("SACCADE_CACHE") or Path.home() / ".cache" / "saccade"
+    return Path(chosen).expanduser().resolve()
+
+
+def workers(config: DictConfig) -> int:
+    """Data-loading processes: the runtime option, or 4 with a GPU and 0 without."""
+    asked = config.runtime.workers
+    if asked == "auto":
+        return min(4, os.cpu_count() or 1) if torch.cuda.is_available() else 0
+    if not isinstance(asked, int) or asked < 0:
+        raise ValueError(f"runtime.workers must be 'auto' or a number of processes, 0 or more; got {asked!r}")
+    return asked
+
+
+def build_data(config: DictConfig) -> pl.LightningDataModule:
+    """The data module of the run."""
+    factory = instantiate(config.data.module, _partial_=True, _convert_="all")
+    data: pl.LightningDataModule = factory(
+        root=Path(config.runtime.data_dir).expanduser().resolve() / config.data.name,
+        cache=cache_dir(config),
+        workers=workers(config),
+        seed=config.seed,
+    )
+    return data
+
+
+def build_task(config: DictConfig) -> Task:
+    """The task with its networks. Their initial weights depend on the seed alone, the discriminator's not on the generator's."""
+    torch.manual_seed(config.seed)
+    generator = instantiate(config.model.net, _convert_="all")
+    discriminator = None
+    if config.task.adversarial:
+        torch.manual_seed(config.seed + 1)
+        discriminator = instantiate(config.model.discriminator, _convert_="all")
+    factory = instantiate(config.task.module, _partial_=True, _convert_="all")
+    task: Task = factory(generator, discriminator, images=config.budget.images, seed=config.seed)
+    return task
+
+
+def build_trainer(
+    config: DictConfig, *, folder: Path, loggers: Sequence[Logger], callbacks: Sequence[pl.Callback], batch_size: int
+) -> pl.Trainer:
+    """A trainer whose clock is images seen: it stops when the task says so."""
+    runtime, numerics = config.runtime, config.numerics
+    ranks = max(1, int(runtime.devices)) * int(runtime.num_nodes)
+    options: dict[str, Any] = {"strategy": "ddp_find_unused_parameters_true"} if ranks > 1 else {}
+    return pl.Trainer(
+        accelerator=runtime.accelerator,
+        devices=runtime.devices,
+        num_nodes=runtime.num_nodes,
+        precision=numerics.precision,
+        deterministic=numerics.deterministic or None,
+        benchmark=not numerics.deterministic,
+        default_root_dir=str(folder),
+        logger=list(loggers),
+        callbacks=list(callbacks),
+        max_epochs=-1,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        val_check_interval=max(1, int(config.budget.eval_every) // (batch_size * ranks)),
+        check_val_every_n_epoch=None,
+        log_every_n_steps=max(1, min(10, int(config.budget.images) // (batch_size * ranks))),
+        use_distributed_sampler=False,
+        **options,
+    )

@@ -1,0 +1,67 @@
+"""One line on each metric, for people who read a report: what the number is, and which way is better."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Better = Literal["lower", "higher", ""]
+
+
+@dataclass(frozen=True)
+class MetricWords:
+    """What a metric is, and which way is better."""
+
+    what: str
+    better: Better
+
+
+_L1 = "mean absolute error, images in [-1, 1]"
+# The first entry whose prefix fits the metric's name without its group decides; longer prefixes stand first.
+_WORDS: tuple[tuple[str, MetricWords], ...] = (
+    ("ratio_figure", MetricWords("error inside the figure, over that of leaving the source unchanged", "lower")),
+    ("ratio", MetricWords("error over the whole image, over that of leaving the source unchanged", "lower")),
+    ("l1_figure", MetricWords(f"{_L1}, inside the figure (mask drawn from the pose)", "lower")),
+    ("l1", MetricWords(f"{_L1}, whole image", "lower")),
+    ("psnr", MetricWords("peak signal-to-noise ratio, dB", "higher")),
+    ("ssim_patn", MetricWords("SSIM of the pose-transfer literature: 256x256, white borders, gaussian", "higher")),
+    ("ssim_gfla", MetricWords("SSIM as in GFLA: uniform window 51", "higher")),
+    ("ssim_gaussian", MetricWords("SSIM, gaussian window of 11, no re-padding", "higher")),
+    ("ssim_skimage", MetricWords("SSIM, scikit-image's defaults: uniform window of 7", "higher")),
+    ("ssim", MetricWords("structural similarity; window and region as in the name", "higher")),
+    ("lpips_random", MetricWords("LPIPS with random weights: no published number is comparable", "lower")),
+    ("lpips_alex", MetricWords("LPIPS, AlexNet", "lower")),
+    ("lpips_vgg", MetricWords("LPIPS, VGG16", "lower")),
+    ("lpips", MetricWords("learned perceptual distance; backbone as in the name", "lower")),
+    ("fid_tf_inception", MetricWords("Fréchet distance, TF-Inception of torch-fidelity", "lower")),
+    ("fid_pytorch_fid", MetricWords("Fréchet distance as pytorch-fid computes it", "lower")),
+    ("fid_torchvision", MetricWords("Fréchet distance, torchvision-Inception (the GFLA family)", "lower")),
+    ("fid", MetricWords("Fréchet Inception distance; protocol as in the name", "lower")),
+    ("frechet_random", MetricWords("Fréchet distance over random features: comparable with no published FID", "lower")),
+    ("frechet_proxy", MetricWords("Fréchet distance over a small random network: a proxy, not FID", "lower")),
+    ("coverage", MetricWords("share of full attention's mass that the selected keys hold", "higher")),
+)  # fmt: skip
+
+
+def words(name: str) -> MetricWords:
+    """What is known of a metric by its name; empty words for a name that nobody described."""
+    stem = name.rsplit("/", 1)[-1].removesuffix("_unchanged")
+    for prefix, found in _WORDS:
+        if stem.startswith(prefix):
+            return found
+    return MetricWords("", "")
+
+
+def baseline_of(name: str) -> str:
+    """The name of the same metric for the source left unchanged."""
+    return f"{name}_unchanged"
+
+
+def is_baseline(name: str) -> bool:
+    """Whether a metric is that of the source left unchanged."""
+    return name.endswith("_unchanged")
+
+
+def is_random(name: str) -> bool:
+    """Whether a metric rests on random features and so compares with nothing published."""
+    return "random" in name or "proxy" in name
