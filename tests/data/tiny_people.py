@@ -6,7 +6,6 @@ import torch
 
 from saccade.geometry import Size
 
-
 PICTURE = Size(256, 176)
 
 

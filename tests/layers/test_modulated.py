@@ -1,4 +1,4 @@
-"""Modulated convolution against StyleGAN2's definition (weights modulated and demodulated per sample), and its derivatives."""
+"""Modulated convolution against StyleGAN2's definition (weights scaled per sample), and its derivatives."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""FIR resampling against its definition by loops: zero insertion, the [1, 3, 3, 1] filter, striding; gains; derivatives."""
+"""FIR resampling against its definition by shifted sums, its gains, and its derivatives."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_downsample(x):
 
 
 def test_conv_upsample(x, weight):
-    """Convolution of the zero-inserted map, then the filter: the order of the two linear steps does not matter inside."""
+    """Convolution of the map with zeros inserted, then the filter."""
     stretched = zeros_inserted(x)[:, :, :-1, :-1]
     convolved = F.conv2d(stretched, weight.flip(2, 3), padding=2)
     torch.testing.assert_close(resample.conv_upsample(x, weight), filtered(convolved, 1, 1, 4.0))
@@ -67,7 +67,7 @@ def test_constants_keep_their_value_inside():
 
 
 def test_a_ramp_is_interpolated():
-    """Up-sampling by this filter is linear interpolation: pixel 2 i lies a quarter below i, pixel 2 i + 1 a quarter above."""
+    """Up-sampling by this filter is linear interpolation: pixel 2 i lies at i - 1/4, pixel 2 i + 1 at i + 1/4."""
     ramp = torch.arange(8.0).expand(1, 1, 8, 8)
     wanted = torch.arange(8.0).repeat_interleave(2) + torch.tensor([-0.25, 0.25]).repeat(8)
     torch.testing.assert_close(resample.upsample(ramp)[0, 0, 4, 1:-1], wanted[1:-1])

@@ -127,7 +127,7 @@ def test_autocast_is_kept_out_unless_asked_for():
     seen = {}
     for enabled in (False, True):
         network = VGGPerceptual("random", width=0.03, autocast=enabled)
-        network._hidden[0][0].register_forward_hook(lambda m, i, o, key=enabled: seen.setdefault(key, o.dtype))
+        network._hidden[0][0].register_forward_hook(lambda m, i, o, key=enabled: seen.update({key: o.dtype}))
         with torch.autocast("cpu", dtype=torch.bfloat16):
             terms = network(generated, target)
         assert all(term.dtype == torch.float32 for term in terms.values())
@@ -148,7 +148,7 @@ def test_wrong_images(small, shape, match):
 def test_wrong_arguments():
     with pytest.raises(ValueError, match=r"relu9_9.*valid: relu1_1"):
         VGGPerceptual("random", layer_weights={"relu9_9": 1.0})
-    with pytest.raises(ValueError, match="width 0.5 with weights=pretrained"):
+    with pytest.raises(ValueError, match=r"width 0\.5 with weights=pretrained"):
         VGGPerceptual("pretrained", width=0.5)
     with pytest.raises(ValueError, match="pretrained, random"):
         VGGPerceptual("auto")

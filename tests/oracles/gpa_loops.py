@@ -6,6 +6,8 @@ queries, coarse keys, cells and queries are Python loops. The search runs on Pyt
 with what it checks; the attention that follows is made of differentiable tensor operations on one query at a time, so
 autograd gives the gradients.
 
+The key mask is the library's addition: a coarse key is the mean of its allowed pixels and can be chosen if it has one.
+
 Sizes are (rows, cols). q is (B, G, D, Yq, Xq), k is (B, G, D, Yk, Xk), v is (B, G, E, Yk, Xk).
 """
 
@@ -39,16 +41,20 @@ class LoopsResult:
         return min(choice.margin for choice in self.choices.values())
 
 
-def _block_mean(channels: list[list[list[float]]], row: int, col: int, side: tuple[int, int]) -> list[float]:
-    """Mean vector of the block (row, col) of a map given as nested lists [channel][row][col]."""
-    means = []
-    for plane in channels:
-        total = 0.0
-        for i in range(side[0]):
-            for j in range(side[1]):
-                total += plane[row * side[0] + i][col * side[1] + j]
-        means.append(total / (side[0] * side[1]))
-    return means
+def _block_mean(
+    channels: list[list[list[float]]],
+    row: int,
+    col: int,
+    side: tuple[int, int],
+    allowed: list[list[bool]] | None = None,
+) -> list[float] | None:
+    """Mean vector of the allowed pixels of block (row, col) of nested lists [channel][row][col]; None without any."""
+    pixels = [(row * side[0] + i, col * side[1] + j) for i in range(side[0]) for j in range(side[1])]
+    if allowed is not None:
+        pixels = [(y, x) for y, x in pixels if allowed[y][x]]
+    if not pixels:
+        return None
+    return [math.fsum(plane[y][x] for y, x in pixels) / len(pixels) for plane in channels]
 
 
 def _float_score(query: list[float], key: list[float], score: str, scale: float) -> float:
@@ -66,21 +72,19 @@ def _float_softmax(logits: list[float]) -> list[float]:
     return [power / total for power in powers]
 
 
-def _choose(mean_mass: list[float], key_cols: int, count: int) -> Choice:
-    """The `count` keys with the largest mass; equal mass goes to the lower flat index."""
-    order = sorted(range(len(mean_mass)), key=lambda flat: (-mean_mass[flat], flat))
-    picked = order[:count]
-    if count < len(order):
-        last, first_out = mean_mass[order[count - 1]], mean_mass[order[count]]
-        margin = (last - first_out) / last
-    else:
-        margin = math.inf
-    return Choice([(flat // key_cols, flat % key_cols) for flat in picked], margin)
+def _choose(mean_mass: list[float | None], key_cols: int, count: int) -> Choice:
+    """The `count` keys with the largest mass; ties go to the lower flat index, a key without mass cannot be chosen."""
+    massive = [(flat, mass) for flat, mass in enumerate(mean_mass) if mass is not None]
+    order = sorted(massive, key=lambda entry: (-entry[1], entry[0]))
+    picked, left_out = order[:count], order[count:]
+    margin = (picked[-1][1] - left_out[0][1]) / picked[-1][1] if picked and left_out else math.inf
+    return Choice([(flat // key_cols, flat % key_cols) for flat, _ in picked], margin)
 
 
 def _search(
     q_map: Tensor,
     k_map: Tensor,
+    allowed: list[list[bool]] | None,
     *,
     cells: tuple[int, int],
     keys_per_cell: int,
@@ -93,30 +97,42 @@ def _search(
     key_grid = (k_map.shape[1] // side[0], k_map.shape[2] // side[1])
     q_lists, k_lists = q_map.detach().tolist(), k_map.detach().tolist()
 
-    coarse_keys = [_block_mean(k_lists, row, col, side) for row in range(key_grid[0]) for col in range(key_grid[1])]
-    probabilities: dict[tuple[int, int], list[float]] = {}
+    coarse_keys = {}
+    for flat in range(key_grid[0] * key_grid[1]):
+        mean = _block_mean(k_lists, flat // key_grid[1], flat % key_grid[1], side, allowed)
+        if mean is not None:
+            coarse_keys[flat] = mean
+    probabilities: dict[tuple[int, int], dict[int, float]] = {}
     for row in range(coarse[0]):
         for col in range(coarse[1]):
             query = _block_mean(q_lists, row, col, side)
-            probabilities[row, col] = _float_softmax([_float_score(query, key, score, scale) for key in coarse_keys])
+            assert query is not None
+            logits = [_float_score(query, key, score, scale) for key in coarse_keys.values()]
+            probabilities[row, col] = dict(zip(coarse_keys, _float_softmax(logits), strict=True)) if logits else {}
 
     cell_side = (coarse[0] // cells[0], coarse[1] // cells[1])
     choices = {}
     for cell_row in range(cells[0]):
         for cell_col in range(cells[1]):
-            mean_mass = []
-            for flat in range(len(coarse_keys)):
-                total = 0.0
-                for i in range(cell_side[0]):
-                    for j in range(cell_side[1]):
-                        total += probabilities[cell_row * cell_side[0] + i, cell_col * cell_side[1] + j][flat]
-                mean_mass.append(total / (cell_side[0] * cell_side[1]))
-            choices[cell_row, cell_col] = _choose(mean_mass, key_grid[1], min(keys_per_cell, len(coarse_keys)))
+            members = [
+                (cell_row * cell_side[0] + i, cell_col * cell_side[1] + j)
+                for i in range(cell_side[0])
+                for j in range(cell_side[1])
+            ]
+            mean_mass = [
+                math.fsum(probabilities[member][flat] for member in members) / len(members)
+                if flat in coarse_keys
+                else None
+                for flat in range(key_grid[0] * key_grid[1])
+            ]
+            choices[cell_row, cell_col] = _choose(mean_mass, key_grid[1], keys_per_cell)
     return choices
 
 
 def _attend(query: Tensor, keys: Tensor, values: Tensor, score: str, scale: float) -> Tensor:
     """Exact attention of one query (D,) over keys (L, D) and values (L, E)."""
+    if len(keys) == 0:
+        return torch.zeros_like(values.sum(dim=0))
     logits = scale * (keys @ query) if score == "dot" else -scale * ((keys - query) ** 2).sum(dim=1)
     powers = torch.exp(logits - logits.max().detach())
     return (powers / powers.sum()) @ values
@@ -132,6 +148,7 @@ def gpa_loops(
     coarse: tuple[int, int],
     score: str = "dot",
     scale: float | None = None,
+    key_mask: Tensor | None = None,
 ) -> LoopsResult:
     """Grid Partitioned Attention by loops.
 
@@ -142,6 +159,7 @@ def gpa_loops(
         coarse: size of the pooled query map. The key map is pooled by the same factor.
         score: dot (scale * q.k) or l2 (-scale * |q - k|^2).
         scale: 1 / sqrt(D) if None.
+        key_mask: (B, 1, Yk, Xk) bool, True = may be attended. A query without any allowed key gets zeros.
     """
     batch, heads, qk_channels, q_rows, q_cols = q.shape
     scale = 1 / math.sqrt(qk_channels) if scale is None else scale
@@ -150,9 +168,17 @@ def gpa_loops(
     choices: dict[tuple[int, int, int, int], Choice] = {}
     maps = []
     for b in range(batch):
+        allowed = None if key_mask is None else key_mask[b, 0].tolist()
         for g in range(heads):
             found = _search(
-                q[b, g], k[b, g], cells=cells, keys_per_cell=keys_per_cell, coarse=coarse, score=score, scale=scale
+                q[b, g],
+                k[b, g],
+                allowed,
+                cells=cells,
+                keys_per_cell=keys_per_cell,
+                coarse=coarse,
+                score=score,
+                scale=scale,
             )
             columns: dict[tuple[int, int], Tensor] = {}
             for (cell_row, cell_col), choice in found.items():
@@ -162,9 +188,10 @@ def gpa_loops(
                     for row, col in choice.keys
                     for i in range(side[0])
                     for j in range(side[1])
+                    if allowed is None or allowed[row * side[0] + i][col * side[1] + j]
                 ]
-                keys = torch.stack([k[b, g, :, y, x] for y, x in places])
-                values = torch.stack([v[b, g, :, y, x] for y, x in places])
+                keys = torch.stack([k[b, g, :, y, x] for y, x in places]) if places else k.new_zeros(0, qk_channels)
+                values = torch.stack([v[b, g, :, y, x] for y, x in places]) if places else v.new_zeros(0, v.shape[2])
                 for y in range(cell_row * cell_side[0], (cell_row + 1) * cell_side[0]):
                     for x in range(cell_col * cell_side[1], (cell_col + 1) * cell_side[1]):
                         columns[y, x] = _attend(q[b, g, :, y, x], keys, values, score, scale)

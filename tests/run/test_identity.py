@@ -19,7 +19,14 @@ def config(*overrides: str) -> DictConfig:
 def test_signature_ignores_the_machine_and_nothing_else() -> None:
     reference = signature(config())
     assert signature(config("runtime.root=/elsewhere", "runtime.devices=4", "runtime.wandb=off")) == reference
-    changes = ["seed=1", "attention=full", "task.module.affine=0.2", "numerics=fp16", "budget.images=32", "data.module.flip=true"]
+    changes = [
+        "seed=1",
+        "attention=full",
+        "task.module.affine=0.2",
+        "numerics=fp16",
+        "budget.images=32",
+        "data.module.flip=true",
+    ]
     changed = [signature(config(f"+{c}" if "flip" in c else c)) for c in changes]
     assert len({reference, *changed}) == len(changes) + 1
 

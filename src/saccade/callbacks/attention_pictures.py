@@ -64,10 +64,11 @@ _POINTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("right shoulder", ("right_shoulder",)),
 )
 MAX_POINTS = 6
+_APART = 0.06  # of the rows: lines from nearer points would lie on each other
 
 
 def query_points(keypoints: Tensor, size: Size, *, count: int = MAX_POINTS) -> list[QueryPoint]:
-    """Up to `count` points on a figure that lie inside the image; four of a grid if it has fewer than two.
+    """Up to `count` points on a figure, inside the image and apart; four of a grid if it has fewer than two.
 
     Args:
         keypoints: (18, 3) x, y, v in pixels of an image of `size`.
@@ -79,7 +80,8 @@ def query_points(keypoints: Tensor, size: Size, *, count: int = MAX_POINTS) -> l
         if not bool((rows[:, 2] > 0).all()):
             continue
         x, y = rows[:, :2].mean(dim=0).tolist()
-        if -0.5 <= x < size.cols - 0.5 and -0.5 <= y < size.rows - 0.5:
+        inside = -0.5 <= x < size.cols - 0.5 and -0.5 <= y < size.rows - 0.5
+        if inside and all(math.dist((x, y), (other.x, other.y)) > _APART * size.rows for other in found):
             found.append(QueryPoint(name, x, y))
     if len(found) >= 2:
         return found[:count]
@@ -121,13 +123,13 @@ def attends(block: object) -> bool:
 
 @contextmanager
 def capture(blocks: Mapping[str, Sequence[nn.Module]]) -> Iterator[dict[str, Seen]]:
-    """Note the last input of every block that runs inside; one that does not run or reads no keys has no entry."""
+    """Note the first input of every block that runs inside; one that does not run or reads no keys has no entry."""
     seen: dict[str, Seen] = {}
 
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(block: nn.Module, inputs: tuple[Any, ...]) -> None:
             if isinstance(block, ShowsWeights) and attends(block) and len(inputs) >= 2:
-                seen[name] = Seen(block, inputs[0].detach(), inputs[1].detach())
+                seen.setdefault(name, Seen(block, inputs[0].detach(), inputs[1].detach()))
 
         return hook
 
@@ -209,7 +211,8 @@ class AttentionPictures(PictureCallback):
 
     def draw(self, trainer: pl.Trainer, task: Any) -> None:
         with capture(find_blocks(task)) as seen:
-            sample = task.sample(sampling_batch(task))
+            samples = task.samples(sampling_batch(task))
+        sample = next(iter(samples.values()))
         for name in finest(seen, self.slots):
             title = f"{slot_title(name, seen[name])}, after {images_seen(task):,} images"
             picture = draw_slot(seen[name], sample, title=title, count=self.count)

@@ -20,8 +20,9 @@ class TrainingInterrupted(Exception):
 class ResumePoint(pl.Callback):
     """Write checkpoints/last.ckpt every so many images, at the end, and before the process stops on a signal.
 
-    A checkpoint is written under a temporary name and renamed. It holds tensors and plain containers only. The first SIGINT
-    or SIGTERM lets the running step finish, saves, and stops; the second stops at once, leaving the last checkpoint.
+    A checkpoint is written under a temporary name and renamed. It holds tensors and plain containers only. The first
+    SIGINT or SIGTERM lets the running step finish, saves, and stops; the second stops at once, leaving the last
+    checkpoint.
 
     Args:
         path: of the checkpoint.

@@ -40,7 +40,8 @@ def images_seen(module: Any) -> int:
 class PictureCallback(pl.Callback):
     """Draw after every evaluation and at the end of training, once for each count of images seen, on rank zero.
 
-    The task offers `images_seen`, `picture_batch()` and `sample(batch) -> dict[str, Tensor]`.
+    The task offers `images_seen`, `picture_batch()` and `samples(batch)`: named samples, each a mapping of
+    named tensors (see `saccade.pictures.grid.sample_grid`), the main one first and computed first.
 
     Args:
         folder: where the pictures go.

@@ -14,7 +14,7 @@ PREFIX = "samples"
 
 
 class SampleGrids(PictureCallback):
-    """Write `samples-<images seen>.png` after every evaluation and at the end of training.
+    """Write `samples-<name>-<images seen>.png` for every named sample, after every evaluation and at the end.
 
     Args:
         folder: where the pictures go.
@@ -32,10 +32,11 @@ class SampleGrids(PictureCallback):
 
     def draw(self, trainer: pl.Trainer, task: Any) -> None:
         now = images_seen(task)
-        picture = sample_grid(
-            task.sample(sampling_batch(task)),
-            count=self.count,
-            title=f"after {now:,} images",
-            note="error: absolute difference, mean over colours; black is none, pale yellow half the range or more",
-        )
-        self.keep(trainer, task, f"{PREFIX}-{now:010d}", picture, key=PREFIX)
+        for name, sample in task.samples(sampling_batch(task)).items():
+            picture = sample_grid(
+                sample,
+                count=self.count,
+                title=f"{name}, after {now:,} images",
+                note="error: absolute difference, mean over colours; black is none, pale yellow half the range or more",
+            )
+            self.keep(trainer, task, f"{PREFIX}-{name}-{now:010d}", picture, key=f"{PREFIX}/{name}")

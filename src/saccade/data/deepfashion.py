@@ -6,9 +6,7 @@ reads stand-in people that were written in the same layout and says so (`banner`
 
 from __future__ import annotations
 
-import contextlib
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from saccade.data.batches import PoseBatch, PoseSample, collate_pose
 from saccade.data.framing import MIDDLE, Framing, SquareFiles
@@ -29,7 +27,7 @@ from saccade.data.pose import flip_keypoints
 from saccade.data.sampler import EpochSampler, StreamSampler, index_at, rng_at
 from saccade.geometry import Size
 
-Subset = Literal["random", "first"]
+Choice = Literal["random", "first"]
 _SUBSET_SEED = 0  # ours: every run scores the same pairs
 
 
@@ -40,7 +38,7 @@ class DeepFashionDataset(Dataset[PoseSample]):
         lists: what `read_lists` returns.
         split: "train" or "test".
         framing: how files become canvases.
-        samples: keep only so many pairs; None keeps all.
+        samples: keep only so many pairs, or all if there are fewer; None keeps all.
         subset: which ones: "random" a fixed random choice, the same in every run and in the list's order, or "first".
         unpaired: one item for each picture instead of each pair; its target pose is drawn from the other pictures', and
             its target picture is the source again (section 5.4 of the GPA paper, Fig. 8).
@@ -48,7 +46,7 @@ class DeepFashionDataset(Dataset[PoseSample]):
         load_in_memory: decode every picture now, at the canvas size, and keep it (3 bytes a pixel).
 
     Raises:
-        ValueError: more samples asked for than there are; unreadable pictures (at once if load_in_memory).
+        ValueError: samples below 1; unreadable pictures (at once if load_in_memory).
     """
 
     def __init__(
@@ -58,7 +56,7 @@ class DeepFashionDataset(Dataset[PoseSample]):
         framing: Framing,
         *,
         samples: int | None = None,
-        subset: Subset = "random",
+        subset: Choice = "random",
         unpaired: bool = False,
         flip: bool = False,
         load_in_memory: bool = False,
@@ -158,6 +156,7 @@ class DeepFashionModule(LightningDataModule):
         folders, list_prefix: see `find_layout`.
         pairs_per_epoch: end Lightning's epochs after so many images (PATN: 4,000); None never does.
         test_samples, test_subset: score only a part of the test list, see `DeepFashionDataset`.
+        val_samples: score only so many of these during training.
         unpaired, flip, load_in_memory: see `DeepFashionDataset`; the first two for training only.
         pin_memory: page-locked batches, for CUDA.
         standin_train, standin_test: identities in the stand-in. standin_poses: pictures of each.
@@ -184,13 +183,14 @@ class DeepFashionModule(LightningDataModule):
         list_prefix: str = "auto",
         pairs_per_epoch: int | None = None,
         test_samples: int | None = None,
-        test_subset: Subset = "random",
+        test_subset: Choice = "random",
+        val_samples: int | None = None,
         unpaired: bool = False,
         flip: bool = False,
         load_in_memory: bool = False,
         pin_memory: bool = False,
-        standin_train: int = 400,
-        standin_test: int = 50,
+        standin_train: int = 48,
+        standin_test: int = 12,
         standin_poses: int = 5,
         standin_size: Sequence[int] = (256, 176),
         standin_seed: int = 0,
@@ -204,7 +204,7 @@ class DeepFashionModule(LightningDataModule):
         self.keypoint_frame, self.folders, self.list_prefix = keypoint_frame, folders, list_prefix
         self.square_files, self.pad_side, self.pad_value, self.upscale = square_files, pad_side, pad_value, upscale
         self.pairs_per_epoch = pairs_per_epoch
-        self.test_samples, self.test_subset = test_samples, test_subset
+        self.test_samples, self.test_subset, self.val_samples = test_samples, test_subset, val_samples
         self.unpaired, self.flip, self.load_in_memory = unpaired, flip, load_in_memory
         self.standin_train, self.standin_test, self.standin_poses = standin_train, standin_test, standin_poses
         self.standin_size, self.standin_seed = Size.of(tuple(standin_size)), standin_seed
@@ -214,8 +214,16 @@ class DeepFashionModule(LightningDataModule):
 
     @classmethod
     def resolve_auto(cls, options: Mapping[str, Any], runtime: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """What `source: auto` becomes on this machine, for the identity of a run: (changed options, notices)."""
-        module = cls(root=Path(runtime["data_dir"]) / "deepfashion", cache=".", **options)
+        """What `source: auto` becomes on this machine, for the identity of a run: (changed options, notices).
+
+        Args:
+            options: the constructor's arguments as configured; wrong ones fail here, before anything is built.
+            runtime: the runtime group; its `data_dir` holds the folder `deepfashion`.
+
+        Raises:
+            ValueError: see `resolve_source`.
+        """
+        module = cls(root=Path(str(runtime["data_dir"])).expanduser() / "deepfashion", cache=".", **options)
         return {"source": module.resolved_source}, [module.banner] if module.banner else []
 
     @property
@@ -223,10 +231,10 @@ class DeepFashionModule(LightningDataModule):
         """The folder that is read: the real one, or the stand-in's in the cache."""
         if self.resolved_source == "files":
             return self.root
-        return self.cache / (
-            f"deepfashion-standin-{self.standin_train}+{self.standin_test}x{self.standin_poses}"
-            f"-{self.standin_size}-s{self.standin_seed}"
-        )
+        from saccade.data.standin.people import VERSION  # loads OpenCV
+
+        people = f"{self.standin_train}+{self.standin_test}x{self.standin_poses}"
+        return self.cache / f"deepfashion-standin-v{VERSION}-{people}-{self.standin_size}-s{self.standin_seed}"
 
     @property
     def banner(self) -> str | None:
@@ -257,27 +265,20 @@ class DeepFashionModule(LightningDataModule):
         return place(MIDDLE, self.image_size, self.pad_side)
 
     def prepare_data(self) -> None:
-        """Build the stand-in if it is wanted and not there yet. Processes may race: the first to finish wins."""
-        if self.resolved_source != "standin" or self.data_root.is_dir():
+        """Build the stand-in if it is wanted and not there yet: whole or not at all, whatever other processes do."""
+        if self.resolved_source != "standin":
             return
-        from saccade.data.standin.people import write_deepfashion  # loads scikit-image
+        from saccade.data.standin.people import write_deepfashion  # loads OpenCV
 
-        partial = self.data_root.with_name(f"{self.data_root.name}.part-{os.getpid()}")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            write_deepfashion(
-                partial,
-                train_identities=self.standin_train,
-                test_identities=self.standin_test,
-                poses_per_identity=self.standin_poses,
-                image_size=self.standin_size,
-                seed=self.standin_seed,
-                workers=self.workers,
-            )
-            with contextlib.suppress(FileExistsError):
-                partial.rename(self.data_root)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        write_deepfashion(
+            self.data_root,
+            train_identities=self.standin_train,
+            test_identities=self.standin_test,
+            poses_per_identity=self.standin_poses,
+            image_size=self.standin_size,
+            seed=self.standin_seed,
+            workers=self.workers,
+        )
 
     def setup(self, stage: str | None = None) -> None:
         """Read and check the lists and open both splits, building the stand-in first where it is missing."""
@@ -335,8 +336,18 @@ class DeepFashionModule(LightningDataModule):
 
     def test_dataloader(self) -> DataLoader[PoseSample]:
         """The test pairs in order, the last batch as short as it comes."""
+        return self._ordered(self.dataset("test"))
+
+    def val_dataloader(self) -> DataLoader[PoseSample]:
+        """The test pairs, or `val_samples` of them spread over the list: DeepFashion has no validation split."""
+        test = self.dataset("test")
+        if self.val_samples is None or self.val_samples >= len(test):
+            return self._ordered(test)
+        return self._ordered(Subset(test, [i * len(test) // self.val_samples for i in range(self.val_samples)]))
+
+    def _ordered(self, dataset: Dataset[PoseSample]) -> DataLoader[PoseSample]:
         return DataLoader(
-            self.dataset("test"),
+            dataset,
             batch_size=self.eval_batch_size,
             num_workers=self.workers,
             collate_fn=collate_pose,
@@ -361,15 +372,14 @@ def pair_key(pair: Pair) -> str:
     return "___".join(Path(name).stem for name in pair)
 
 
-def _choose(pairs: list[Pair], samples: int | None, subset: Subset, split: Split) -> list[Pair]:
+def _choose(pairs: list[Pair], samples: int | None, subset: Choice, split: Split) -> list[Pair]:
     if subset not in ("random", "first"):
         raise ValueError(f"data.test_subset={subset} is unknown; valid: random, first")
     if samples is None:
         return pairs
-    if not 1 <= samples <= len(pairs):
-        raise ValueError(
-            f"{samples} {split} samples are asked for; there are {len(pairs):,}: choose from 1 to that many"
-        )
+    if samples < 1:
+        raise ValueError(f"{samples} {split} samples are asked for; choose 1 or more, or null for all {len(pairs):,}")
+    samples = min(samples, len(pairs))
     if subset == "first":
         return pairs[:samples]
     chosen = np.random.default_rng(_SUBSET_SEED).permutation(len(pairs))[:samples]

@@ -89,8 +89,8 @@ def figure_mask(keypoints: Tensor, size: Size) -> Tensor:
     """Where the person is, from the pose alone: PG2's pose mask (Ma et al. 2017, section 3.2).
 
     Limbs are capsules (lengthened to take in hands and feet), the torso is the convex hull of shoulders and hips
-    widened by a limb's radius, the head is a disc about the face points, or above the neck when the face is turned
-    away. Radii are fractions of the picture's height. Missing points leave out what hangs on them.
+    widened by a limb's radius, the head is a disc about the face points and a point above the neck, joined to the neck.
+    Radii are fractions of the picture's height. Missing points leave out what hangs on them.
 
     Args:
         keypoints: (B, 18, 3) of x, y, v in pixels.
@@ -125,12 +125,12 @@ def figure_mask(keypoints: Tensor, size: Size) -> Tensor:
 
 
 def _head_centre(points: Tensor, there: Tensor, size: Size) -> tuple[Tensor, Tensor]:
-    """Mean of the face points that are seen, else a point above the neck: (B, 2) and whether there is either, (B,)."""
-    face = there[:, _FACE].to(points.dtype).unsqueeze(-1)  # (B, 5, 1)
-    mean = (points[:, _FACE] * face).sum(1) / face.sum(1).clamp(min=1)
+    """Mean of the face points that are seen and of a point above the neck: (B, 2), and whether there is any, (B,)."""
     above = points[:, 1] - points.new_tensor([0.0, 0.11 * size.rows])
-    has_face = there[:, _FACE].any(1)
-    return torch.where(has_face.unsqueeze(-1), mean, above), has_face | there[:, 1]
+    marks = torch.cat([points[:, _FACE], above.unsqueeze(1)], dim=1)  # (B, 6, 2)
+    seen = torch.cat([there[:, _FACE], there[:, 1:2]], dim=1)
+    weight = seen.to(points.dtype).unsqueeze(-1)
+    return (marks * weight).sum(1) / weight.sum(1).clamp(min=1), seen.any(1)
 
 
 class _Canvas:

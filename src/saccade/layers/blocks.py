@@ -1,7 +1,8 @@
 """UNet blocks of the pose-morph generator and blocks of the StyleGAN2 discriminator.
 
-Source: GPA (arXiv 2107.03742) figures 4 and 12 for what a block holds, Karras et al. 2020 for its parts: up-convolution 3x3,
-convolution 3x3 and projection to RGB in a decoder, residual blocks and minibatch standard deviation in a discriminator.
+Source: GPA (arXiv 2107.03742) figures 4 and 12 for what a block holds, Karras et al. 2020 for its parts: up-convolution
+3x3, convolution 3x3 and projection to RGB in a decoder, residual blocks and minibatch standard deviation in a
+discriminator.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ STDDEV_EPS = 1e-8
 
 
 def pixel_norm(x: Tensor) -> Tensor:
-    """Divide by the root mean square over channels, at every pixel (Karras et al. 2018, section 4.2), at least in float32."""
+    """Divide by the root mean square over channels, at every pixel (Karras et al. 2018, section 4.2).
+
+    The statistic is taken at least in float32.
+    """
     wide = x.to(full_precision(x.dtype))
     return (wide * torch.rsqrt(wide.square().mean(dim=1, keepdim=True) + PIXEL_EPS)).to(x.dtype)
 
@@ -50,8 +54,8 @@ class StyledConv(nn.Module):
         in_channels, out_channels: channels of the input and output maps.
         style_channels: width of the style vector; None for the constant style.
         resample: "none", "up" or "down".
-        normalisation: "demodulate" normalises weights as StyleGAN2 does; "pixel" normalises features after the activation instead;
-            "both" does both.
+        normalisation: "demodulate" normalises weights as StyleGAN2 does; "pixel" normalises features after the
+            activation instead; "both" does both.
         noise: add noise before the bias.
 
     Raises:
@@ -118,7 +122,8 @@ class DecoderBlock(nn.Module):
         skip_channels: channels of the encoder's map; 0 where none is joined (the coarsest level, which starts from it).
         style_channels: width of the style vector.
         up: whether the block doubles the map.
-        skip: "concat" widens the second convolution; "add" needs skip_channels == out_channels, and divides the sum by sqrt(2).
+        skip: "concat" widens the second convolution; "add" needs skip_channels == out_channels, and divides the sum by
+            sqrt(2).
         normalisation, noise: as in StyledConv.
 
     Raises:
@@ -190,7 +195,7 @@ class ToRGB(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor, image: Tensor | None) -> Tensor:
         """(B, in, Y, X), style (B, S), image (B, 3, Y / 2, X / 2) or None -> (B, 3, Y, X)."""
-        rgb = self.conv(x, style)
+        rgb: Tensor = self.conv(x, style)
         with torch.autocast(x.device.type, enabled=False):
             rgb = rgb.to(full_precision(rgb.dtype)) + self.bias[:, None, None]
             return rgb if image is None else rgb + upsample(image)
@@ -214,14 +219,15 @@ class ResidualDownBlock(nn.Module):
         require_even(x, "ResidualDownBlock")
         y = leaky_relu(self.conv0(x))
         y = leaky_relu(self.conv1(blur(y, padding=2)))
-        return (y + self.shortcut(downsample(x))) * math.sqrt(0.5)
+        joined: Tensor = y + self.shortcut(downsample(x))
+        return joined * math.sqrt(0.5)
 
 
 class MinibatchStddev(nn.Module):
     """Append one map that holds the mean standard deviation over a group of samples (Karras et al. 2018, section 3).
 
-    Samples are grouped as StyleGAN2 does: with n groups, group j holds samples j, j + n, j + 2 n, ... The group size is the
-    largest divisor of the batch that is at most `group`, so that batch 3 (GPA's) makes one group of 3.
+    Samples are grouped as StyleGAN2 does: with n groups, group j holds samples j, j + n, j + 2 n, ... The group size is
+    the largest divisor of the batch that is at most `group`, so that batch 3 (GPA's) makes one group of 3.
     """
 
     def __init__(self, group: int = 4) -> None:

@@ -1,7 +1,7 @@
 """Equalised learning rate: weights drawn from N(0, 1) and scaled by 1 / sqrt(fan_in) at run time.
 
-Karras et al. 2018 (progressive GANs, section 4.1), with the constants of StyleGAN2 (Karras et al. 2020). Under Adam, whose
-step does not depend on the size of the gradient, every layer then learns at the same relative speed.
+Karras et al. 2018 (progressive GANs, section 4.1), with the constants of StyleGAN2 (Karras et al. 2020). Under Adam,
+whose step does not depend on the size of the gradient, every layer then learns at the same relative speed.
 """
 
 from __future__ import annotations

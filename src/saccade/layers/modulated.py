@@ -1,8 +1,9 @@
 """Modulated convolution of StyleGAN2 (Karras et al. 2020, section 2.2) by scaling activations instead of weights.
 
-Modulating the weights of every sample needs a grouped convolution. As a convolution is linear, scaling the input channels by the
-style and the output channels by the demodulation gives the same result (their equations 1 and 3) with one ordinary convolution.
-Without a style (the "constant style" of GPA's encoders, section 4 of its facts) only the demodulation of the weights remains.
+Modulating the weights of every sample needs a grouped convolution. As a convolution is linear, scaling the input
+channels by the style and the output channels by the demodulation gives the same result (their equations 1 and 3) with
+one ordinary convolution. Without a style (the constant style of the encoders in GPA, arXiv 2107.03742) only the demodulation of the
+weights remains.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Blurred resampling with StyleGAN2's FIR filter [1, 3, 3, 1], in plain PyTorch (Karras et al. 2020, appendix B).
 
-The filter is a depthwise 4x4 convolution with zero padding. Blurring shrinks nothing in sum: up-sampling multiplies by 4 to make
-good the zeros that it inserts, down-sampling by 1. Everything is linear, so it is differentiable any number of times.
+The filter is a depthwise 4x4 convolution with zero padding, of sum 1; up-sampling multiplies it by 4 to make good the
+zeros that it inserts. Everything is linear, so it is differentiable any number of times.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ TAPS = (1.0, 3.0, 3.0, 1.0)
 
 
 def fir_kernel(channels: int, gain: float, like: Tensor) -> Tensor:
-    """The 4x4 filter of unit sum times `gain`, repeated for depthwise use: (channels, 1, 4, 4), dtype and device of `like`."""
+    """The 4x4 filter of sum `gain`, repeated for depthwise use: (channels, 1, 4, 4), dtype and device of `like`."""
     taps = torch.tensor(TAPS, dtype=like.dtype, device=like.device)
     kernel = torch.outer(taps, taps) * (gain / sum(TAPS) ** 2)
     return kernel.expand(channels, 1, len(TAPS), len(TAPS))
@@ -44,16 +44,19 @@ def downsample(x: Tensor) -> Tensor:
 
 
 def conv_upsample(x: Tensor, weight: Tensor) -> Tensor:
-    """3x3 convolution of the map up-sampled by zeros, then the filter: (B, I, Y, X), weight (O, I, 3, 3) -> (B, O, 2 Y, 2 X).
+    """3x3 convolution of the map with zeros inserted, then the filter.
 
-    The transposed convolution costs a quarter of a 3x3 convolution at the larger size.
+    (B, I, Y, X), weight (O, I, 3, 3) -> (B, O, 2 Y, 2 X). The transposed convolution costs a
+    quarter of a 3x3 convolution at the larger size.
     """
     x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)  # (B, O, 2 Y + 1, 2 X + 1)
     return blur(x, padding=1, gain=4.0)
 
 
 def conv_downsample(x: Tensor, weight: Tensor) -> Tensor:
-    """The filter, then a 3x3 convolution of stride 2: (B, I, Y, X), weight (O, I, 3, 3) -> (B, O, Y / 2, X / 2).
+    """The filter, then a 3x3 convolution of stride 2.
+
+    (B, I, Y, X), weight (O, I, 3, 3) -> (B, O, Y / 2, X / 2).
 
     Raises:
         ValueError: a side is odd.

@@ -99,7 +99,8 @@ class VGGPerceptual(nn.Module):
             "name": f"vgg19 {' '.join(name for name in LAYERS if name in chosen)}",
             "weights": mode,
         }
-        network = vgg19_features(width, max(self._taps))
+        with torch.random.fork_rng(devices=[]):  # building layers draws numbers that other weights would miss
+            network = vgg19_features(width, max(self._taps))
         if mode == "pretrained":
             state, found = weight_files.load_state_dict("vgg19", weights_dir, download=download)
             self._fill(network, state, str(found.path))

@@ -131,7 +131,8 @@ class TorchvisionInceptionFeatures(FeatureExtractor):
         self.name = "fid_torchvision_gfla" if mode == "pretrained" else "frechet_random_torchvision_gfla"
         from torchvision.models import inception_v3
 
-        network: nn.Module = inception_v3(weights=None, init_weights=False, aux_logits=True)
+        with torch.random.fork_rng(devices=[]):
+            network: nn.Module = inception_v3(weights=None, init_weights=False, aux_logits=True)
         if mode == "pretrained":
             state, found = weight_files.load_state_dict("inception_torchvision", weights_dir, download=download)
             _load_all(network, state, found.path)
@@ -161,8 +162,9 @@ class RandomConvFeatures(FeatureExtractor):
     def __init__(self, seed: int = 0) -> None:
         widths = (3, 8, 16, 32, 32)
         layers: list[nn.Module] = []
-        for before, after in itertools.pairwise(widths):
-            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, device="cpu"), nn.LeakyReLU(0.2)]
+        with torch.random.fork_rng(devices=[]):
+            for before, after in itertools.pairwise(widths):
+                layers += [nn.Conv2d(before, after, 3, stride=2, padding=1, device="cpu"), nn.LeakyReLU(0.2)]
         network = nn.Sequential(*layers)
         self.weights_sha256 = _randomise(network, seed)
         self._network = network.requires_grad_(False).eval()
@@ -185,12 +187,14 @@ def _tf_inception(mode: str, folder: str | os.PathLike[str] | None, download: bo
         empty = io.BytesIO()
         torch.save({}, empty)
         empty.seek(0)
-        network: nn.Module = Untrained("inception", ["2048"], feature_extractor_weights_path=empty)
+        with torch.random.fork_rng(devices=[]):
+            network: nn.Module = Untrained("inception", ["2048"], feature_extractor_weights_path=empty)
         return network.requires_grad_(False).eval(), _randomise(network)
     # Read first by us, weights only: torch-fidelity itself would run code that a file carries.
     _, found = weight_files.load_state_dict("inception_tf", folder, download=download)
     try:
-        network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(found.path))
+        with torch.random.fork_rng(devices=[]):
+            network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(found.path))
     except RuntimeError as error:
         raise weight_files.WeightsError(f"tf inception: {found.path} does not fit the network: {error}") from error
     return network.requires_grad_(False).eval(), found.sha256

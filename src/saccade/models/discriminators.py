@@ -1,13 +1,15 @@
 """The discriminator of the pose-morph generator: an image and its pose in, one logit out.
 
-GPA (arXiv 2107.03742) shows it (M1, B1) as real and (G(M1, B1, B2), B2) as fake, takes "loss and design" from StyleGAN2, and gives it the
-channels of the encoder (table 2). Its text also says that discriminator blocks equal encoder blocks, which StyleGAN2's do not: `block`
-chooses. The head is StyleGAN2's (minibatch standard deviation, 3x3 convolution, two linear layers) on the coarsest map of the table.
+GPA (arXiv 2107.03742) shows it (M1, B1) as real and (G(M1, B1, B2), B2) as fake, takes loss and design from StyleGAN2,
+and gives it the channels of the encoder (table 2). Its text also says that discriminator blocks equal encoder blocks,
+which StyleGAN2's do not: `block` chooses. The head is StyleGAN2's (minibatch standard deviation, 3x3 convolution, two
+linear layers) on the coarsest map of the table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -42,7 +44,8 @@ class PoseDiscriminator(nn.Module):
         channels: of each level, coarsest first, as the generator's.
         pose_channels: heatmaps of a pose.
         block: "residual" (default) for StyleGAN2's blocks, "plain" for encoder blocks of constant style.
-        stddev_group: largest group of the minibatch standard deviation; the largest divisor of the batch up to it is used.
+        stddev_group: largest group of the minibatch standard deviation; the largest divisor of the batch up to it is
+            used.
 
     Raises:
         ValueError: unknown `block`, or a size that the levels do not halve.
@@ -64,7 +67,7 @@ class PoseDiscriminator(nn.Module):
         self.pose_channels = pose_channels
         sizes = level_sizes(self.image_size, len(channels))
         finest_first = list(reversed(channels))
-        steps = list(zip(finest_first, finest_first[1:], strict=False))
+        steps = list(pairwise(finest_first))
         blocks: list[nn.Module]
         if block == "residual":
             blocks = [PointwiseIn(3 + pose_channels, finest_first[0])]

@@ -1,15 +1,16 @@
-"""The pose-morph generator of Grid Partitioned Attention (arXiv 2107.03742: text of section 3, figures 4 and 12, tables 2 to 4).
+"""The pose-morph generator of Grid Partitioned Attention (arXiv 2107.03742, section 3, figures 4, 12, tables 2-4).
 
 What the paper leaves open is an option; the defaults and the readings behind them:
 
-- `style`: the paper modulates by "the mean of the last encoder layer" and does not say of which encoder. The source decoder takes that of
-  its own encoder. The target decoder takes the source encoder's too ("source", default: the appearance is there, the target encoder
-  sees only a skeleton), its own encoder's ("own"), or both side by side ("both").
-- `skip`: how an encoder's map joins the decoder of its level: "concat" (default) before the block's second convolution, or "add".
+- `style`: the paper modulates by "the mean of the last encoder layer" and does not say of which encoder. The source
+  decoder takes that of its own encoder. The target decoder takes the source encoder's too ("source", default: the
+  appearance is there, the target encoder sees only a skeleton), its own encoder's ("own"), or both ("both").
+- `skip`: how an encoder's map joins the decoder of its level: "concat" (default) before the block's second convolution,
+  or "add".
 - `normalisation`: "demodulate" (default) is StyleGAN2's; "pixel" normalises features instead; "both" does both.
 - `style_mlp`, `noise`, `output`: in none of the paper's figures; "none", False and "none" are the defaults.
-- The attention of a level reads what that level's two decoder blocks put out, and its result replaces the target's map: the projection
-  to RGB and the next level see it.
+- The attention of a level reads what that level's two decoder blocks put out, and its result replaces the target's map:
+  the projection to RGB and the next level see it.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class Encoder(nn.Module):
 
 
 class PoseMorphGenerator(nn.Module):
-    """Two UNets that repaint a person in another pose; attention copies from the source decoder into the target decoder.
+    """Two UNets that repaint a person in another pose; attention copies from the source decoder into the target's.
 
     ::
 
@@ -103,8 +104,8 @@ class PoseMorphGenerator(nn.Module):
                                                  ^ queries         |
                                                  +-- next level <--+
 
-    Attention slots are called "up.<rows>", coarsest first: "up.8" ... "up.256" at 256x256. The maps of both decoders at a level have the
-    same number of channels; that is also what the slot gives back.
+    Attention slots are called "up.<rows>", coarsest first: "up.8" ... "up.256" at 256x256. The maps of both decoders at
+    a level have the same number of channels; that is also what the slot gives back.
 
     Args:
         image_size: side, or (rows, cols), of the training images in pixels; multiples of 2^(levels - 1).
@@ -220,7 +221,7 @@ class PoseMorphGenerator(nn.Module):
         return torch.tanh(image) if self.output == "tanh" else image
 
     def _styles(self, source: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Style vectors of both decoders from the encoders' last maps, at least in float32: (B, S_source), (B, S_target)."""
+        """Style vectors of both decoders from the encoders' last maps, at least in float32: (B, S) each."""
         with torch.autocast(source.device.type, enabled=False):
             dtype = full_precision(source.dtype)
             source_mean = source.to(dtype).mean(dim=(2, 3))
@@ -249,7 +250,7 @@ class PoseMorphGenerator(nn.Module):
             fits = list(tensor.shape) == [batch, width, *sides]
             if not fits or len(sides) != 2 or any(side % factor or side < 1 for side in sides):
                 raise ValueError(
-                    f"PoseMorphGenerator: {name} must be (batch, {width}, rows, cols), with one batch for all inputs, the "
-                    f"size of source_image for source_pose, and sides that are multiples of {factor}; got "
+                    f"PoseMorphGenerator: {name} must be (batch, {width}, rows, cols), with one batch for all inputs, "
+                    f"the size of source_image for source_pose, and sides that are multiples of {factor}; got "
                     f"{tuple(tensor.shape)} beside a source_image of {tuple(source_image.shape)}."
                 )

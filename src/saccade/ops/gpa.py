@@ -14,8 +14,8 @@ from saccade.geometry import Size
 from saccade.ops.dense import dense_logits
 from saccade.ops.dispatch import Kernel, Request, Score, check_score, choose
 from saccade.ops.gpa_cells import Grid, block_pixels, cell_of_pixel, join_cells, make_grid, split_cells
+from saccade.ops.gpa_keys import gpa_select, select_keys
 from saccade.ops.gpa_recompute import recompute
-from saccade.ops.gpa_select import gpa_select, select_keys
 from saccade.ops.inputs import at_least_float32, default_scale, make_request, masked_softmax, no_autocast, read_shape
 
 __all__ = ["gpa_attention", "gpa_coverage", "gpa_select", "gpa_weights"]

@@ -56,8 +56,7 @@ class _RecomputedAttention(torch.autograd.Function):
             result = QueryCells(out, grid)
             for chunk in cells.chunks(max(k.shape[2], v.shape[2])):
                 strips = cells.strips(chunk)
-                _, _, weights = cells.weights(chunk, strips)
-                result.write(chunk, torch.bmm(values.read(strips).transpose(1, 2), weights.transpose(1, 2)))
+                result.write(chunk, torch.bmm(cells.weights(chunk, strips), values.read(strips)))
         return out
 
     @staticmethod
@@ -120,27 +119,23 @@ class Chunk(NamedTuple):
 
 
 class QueryCells:
-    """A query-sized map (B, G, C, Y, X), read and written as cells (n, C, pixels of a cell)."""
+    """A query-sized map (B, G, C, Y, X), read and written as cells (n, Q, C) with Q the pixels of a cell."""
 
     def __init__(self, maps: Tensor, grid: Grid) -> None:
         self.maps = maps
         # (B, G, C, cell rows, rows, cell cols, cols)
         by_cols = torch.unflatten(maps, 4, (grid.cells.cols, grid.cell.cols))
         self._view = torch.unflatten(by_cols, 3, (grid.cells.rows, grid.cell.rows))
-        self._pixel_major = maps.stride(2) == 1 and maps.shape[2] > 1
 
     def _part(self, chunk: Chunk) -> Tensor:
-        return self._view[chunk.batch, chunk.heads, :, chunk.rows, :, chunk.cols]
+        part = self._view[chunk.batch, chunk.heads, :, chunk.rows, :, chunk.cols]
+        return part.permute(0, 1, 3, 5, 4, 6, 2)  # (B, G, cell rows, cell cols, rows, cols, C)
 
     def read(self, chunk: Chunk) -> Tensor:
-        part = self._part(chunk)
-        if self._pixel_major:
-            # (B, G, cell rows, cell cols, rows, cols, C) -> (n, C, pixels)
-            return at_least_float32(part.permute(0, 1, 3, 5, 4, 6, 2).flatten(4, 5).flatten(0, 3).transpose(1, 2))
-        return at_least_float32(part.permute(0, 1, 3, 5, 2, 4, 6).flatten(5).flatten(0, 3))
+        return at_least_float32(self._part(chunk).flatten(4, 5).flatten(0, 3))
 
     def write(self, chunk: Chunk, values: Tensor) -> None:
-        part = self._part(chunk).permute(0, 1, 3, 5, 2, 4, 6)  # (B, G, cell rows, cell cols, C, rows, cols)
+        part = self._part(chunk)
         part.copy_(values.view(part.shape))
 
 
@@ -150,8 +145,7 @@ class KeyStrips:
     def __init__(self, maps: Tensor, grid: Grid) -> None:
         self._channels = maps.shape[2]
         self._keys = grid.keys
-        rows = maps.permute(0, 1, 3, 4, 2).contiguous()
-        self.rows = rows.view(-1, grid.factor * self._channels)
+        self.rows = _pixel_major(maps).view(-1, grid.factor * self._channels)
 
     def read(self, strips: Tensor) -> Tensor:
         """(n * kappa * d) strip numbers -> (n, L, C)."""
@@ -210,8 +204,8 @@ class _CellChunks:
         return (corner.unsqueeze(5) + self._down).flatten()
 
     def queries(self, chunk: Chunk) -> Tensor:
-        """(n, D, Q), times the factor of the score."""
-        return self._queries.read(chunk) * self.factor
+        """(n, Q, D)."""
+        return self._queries.read(chunk)
 
     def keys(self, strips: Tensor) -> Tensor:
         """(n, L, D)."""
@@ -222,18 +216,21 @@ class _CellChunks:
     def release_keys(self) -> None:
         self._keys = None
 
-    def weights(self, chunk: Chunk, strips: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (n, D, Q), gathered keys (n, L, D) and attention weights (n, Q, L)."""
-        queries, keys = self.queries(chunk), self.keys(strips)
-        logits = torch.bmm(queries.transpose(1, 2), keys.transpose(1, 2))
+    def weights(self, chunk: Chunk, strips: Tensor) -> Tensor:
+        """Attention weights (n, Q, L)."""
+        logits = self.scaled(self.queries(chunk), self.keys(strips).transpose(1, 2))
         if self._bias is None:
-            return queries, keys, softmax_(logits)
+            return softmax_(logits)
         bias = self._bias.read(strips).transpose(1, 2)  # (n, 1, L)
         if not self._masked:
-            return queries, keys, softmax_(logits.add_(bias))
+            return softmax_(logits.add_(bias))
         dead = (bias == float("-inf")).all(2, keepdim=True)
-        weights = softmax_(logits.add_(bias.masked_fill(dead, 0)))
-        return queries, keys, weights.masked_fill_(dead, 0)
+        return softmax_(logits.add_(bias.masked_fill(dead, 0))).masked_fill_(dead, 0)
+
+    def scaled(self, left: Tensor, right: Tensor) -> Tensor:
+        """The batched product times the factor of the score."""
+        unused = left.new_empty(1, 1, 1)
+        return torch.baddbmm(unused, left, right, beta=0, alpha=self.factor)
 
 
 class _Passes:
@@ -262,23 +259,21 @@ class _Passes:
             raise RuntimeError("gpa: the values were released before their pass.")
         if self._dv is None:
             self._dv = _new_strips(self._v, self._cells.grid)
-        _, _, weights = self._cells.weights(chunk, strips)
-        grad = self._grad.read(chunk)  # (n, E, Q)
-        self._dv.add(strips, torch.bmm(weights.transpose(1, 2), grad.transpose(1, 2)))
-        slope = torch.bmm(grad.transpose(1, 2), self._values.read(strips).transpose(1, 2))
+        weights = self._cells.weights(chunk, strips)
+        grad = self._grad.read(chunk)  # (n, Q, E)
+        self._dv.add(strips, torch.bmm(weights.transpose(1, 2), grad))
+        slope = torch.bmm(grad, self._values.read(strips).transpose(1, 2))
         return slope.sub_((slope * weights).sum(2, keepdim=True)).mul_(weights)
 
     def queries(self, chunk: Chunk, strips: Tensor, slope: Tensor) -> None:
         """Write the gradient of q."""
-        keys = self._cells.keys(strips)  # (n, L, D)
-        self.dq.write(chunk, torch.bmm(keys.transpose(1, 2), slope.transpose(1, 2)).mul_(self._cells.factor))
+        self.dq.write(chunk, self._cells.scaled(slope, self._cells.keys(strips)))
 
     def keys(self, chunk: Chunk, strips: Tensor, slope: Tensor) -> None:
         """Add to the gradient of k."""
         if self._dk is None:
             self._dk = _new_strips(self._k, self._cells.grid)
-        queries = self._cells.queries(chunk)  # (n, D, Q)
-        self._dk.add(strips, torch.bmm(slope.transpose(1, 2), queries.transpose(1, 2)))
+        self._dk.add(strips, self._cells.scaled(slope.transpose(1, 2), self._cells.queries(chunk)))
         if self._cells.score == "l2":
             if self._columns is None:
                 self._columns = _new_strips(self._k[:, :, :1], self._cells.grid)
@@ -323,4 +318,27 @@ def _as_map(strips: KeyStrips | None, like: Tensor) -> Tensor:
     maps = strips.rows.view(batch, heads, rows, cols, channels).permute(0, 1, 4, 2, 3)
     if maps.stride() == like.stride() and maps.dtype == like.dtype:
         return maps
-    return torch.empty_like(like).copy_(maps)
+    result = torch.empty_like(like)
+    if result.is_contiguous():
+        _copy_planes(result.flatten(3), maps.flatten(3))
+        return result
+    return result.copy_(maps)
+
+
+def _pixel_major(maps: Tensor) -> Tensor:
+    """(B, G, C, Y, X) -> contiguous (B, G, Y, X, C), without a copy where the memory is so already."""
+    turned = maps.permute(0, 1, 3, 4, 2)
+    if turned.is_contiguous() or not maps.is_contiguous():
+        return turned.contiguous()
+    result = maps.new_empty(turned.shape)
+    _copy_planes(result.flatten(2, 3), maps.flatten(3).transpose(2, 3))
+    return result
+
+
+def _copy_planes(target: Tensor, source: Tensor) -> None:
+    """Copy (B, G, M, N) between memory orders one (M, N) plane at a time: the CPU's fast transposition is for two axes."""
+    if target.device.type != "cpu":
+        target.copy_(source)
+        return
+    for to, of in zip(target.flatten(0, 1), source.flatten(0, 1), strict=True):
+        to.copy_(of)

@@ -75,7 +75,8 @@ def line_chart(
     Args:
         title: heading.
         series: name -> (x values, y values); values that are not finite are left out.
-        marks: name -> height of a dashed horizontal line (a baseline, a bar to reach).
+        marks: name -> height of a dashed horizontal line (a baseline, a bar to reach). One that is called after a
+            series, "<series>, <anything>", takes its colour.
 
     Raises:
         ValueError: no series has a finite point, or x and y of one differ in length.
@@ -86,7 +87,7 @@ def line_chart(
         raise ValueError(f"line_chart {title!r}: no series has a finite point; got {sorted(series)}")
     marks = {name: value for name, value in (marks or {}).items() if math.isfinite(value)}
     xs = [x for line in points.values() for x, _ in line]
-    x_low, x_high = min(xs), max(xs)
+    x_low, x_high = min(0.0, *xs), max(xs)
     x_high = x_high if x_high > x_low else x_low + 1.0
     y_low, y_high = _value_range([y for line in points.values() for _, y in line], list(marks.values()))
     legend_rows = -(-(len(points) + len(marks)) // 3)
@@ -127,13 +128,14 @@ def line_chart(
                 f'<circle cx="{place_x(x):.1f}" cy="{place_y(y):.1f}" r="2.6" fill="{colour}"/>' for x, y in line
             )
         entries.append((name, colour, False))
+    colours = {name: colour for name, colour, _ in entries}
     for name, value in marks.items():
-        y = place_y(value)
+        y, colour = place_y(value), colours.get(name.partition(",")[0], "#667085")
         parts.append(
             f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
-            'stroke="#667085" stroke-width="1.4" stroke-dasharray="5 4"/>'
+            f'stroke="{colour}" stroke-width="1.4" stroke-dasharray="5 4"/>'
         )
-        entries.append((name, "#667085", True))
+        entries.append((name, colour, True))
     parts.extend(_legend(entries, width))
     return "\n".join([*parts, "</svg>"])
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from saccade.pictures.canvas import (
     FAINT,
+    Colour,
     Picture,
     blank,
     enlarge,
@@ -25,6 +26,7 @@ _GAP = 6
 _MARGIN = 10
 _HEAD = 15
 _SMALL = 12
+_FRAME: Colour = (214, 218, 225)
 TILE = 160
 
 
@@ -75,6 +77,7 @@ def grid(columns: Sequence[Column], *, tile: int = TILE, title: str = "", note: 
         for index, cell in enumerate(cells_of):
             row = top + index * (tile + _GAP)
             left = col + (width - cell.shape[1]) // 2
+            sheet[row - 1 : row + tile + 1, left - 1 : left + cell.shape[1] + 1] = _FRAME  # white borders stay visible
             sheet[row : row + tile, left : left + cell.shape[1]] = cell
         col += width + _GAP
     if note:

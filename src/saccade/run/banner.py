@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -23,7 +23,7 @@ def show(config: DictConfig, folder: Path, notices: list[str]) -> None:
     console.print(f"run folder: {folder}", highlight=False)
     if notices:
         text = "\n".join(f"* {notice}" for notice in notices)
-        console.print(Panel(text, title="NOT COMPARABLE WITH PUBLISHED NUMBERS", border_style="bold red"))
+        Console().print(Panel(text, title="NOT COMPARABLE WITH PUBLISHED NUMBERS", border_style="bold red"))
 
 
 @rank_zero_only

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +54,7 @@ def build_data(config: DictConfig) -> pl.LightningDataModule:
 
 
 def build_task(config: DictConfig) -> Task:
-    """The task with its networks. Their initial weights depend on the seed alone, the discriminator's not on the generator's."""
+    """The task with its networks, whose initial weights depend on the seed alone (and not on each other)."""
     torch.manual_seed(config.seed)
     generator = instantiate(config.model.net, _convert_="all")
     discriminator = None
@@ -64,10 +66,29 @@ def build_task(config: DictConfig) -> Task:
     return task
 
 
+def quieten() -> None:
+    """Leave out what Lightning says at every start and a user can do nothing about."""
+    for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for message in _NOISE:
+        warnings.filterwarnings("ignore", message=message)
+
+
+_NOISE = (
+    r".*does not have many workers.*",
+    r".*in eval mode at the start of training.*",
+    r".*isinstance\(treespec, LeafSpec\).*",
+    r".*torch\.jit\.script.*",
+    r".*IterableDataset.* has `__len__`.*",
+    r".*The `srun` command is available.*",
+)
+
+
 def build_trainer(
     config: DictConfig, *, folder: Path, loggers: Sequence[Logger], callbacks: Sequence[pl.Callback], batch_size: int
 ) -> pl.Trainer:
     """A trainer whose clock is images seen: it stops when the task says so."""
+    quieten()
     runtime, numerics = config.runtime, config.numerics
     ranks = max(1, int(runtime.devices)) * int(runtime.num_nodes)
     options: dict[str, Any] = {"strategy": "ddp_find_unused_parameters_true"} if ranks > 1 else {}

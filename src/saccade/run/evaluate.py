@@ -1,4 +1,4 @@
-"""`evaluate.py`: score a run again, with another attention in the same slots if asked, or score somebody else's images."""
+"""`evaluate.py`: score a run again, with another attention in its slots if asked, or score somebody else's images."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from saccade.run.config import CONF, register
 USAGE = """usage: python evaluate.py run=<run folder> [attention=<backend>] [<key>=<value> ...]
        python evaluate.py images=<folder> reference=<folder> [out=<file.json>]
 
-run=        evaluate the weights of a run (checkpoints/last.ckpt, or weights.pt) on its test data; any key of its config.yaml
-            can be changed: budget.eval_samples=500, data.module.source=files, runtime.data_dir=/data
+run=        evaluate the weights of a run (checkpoints/last.ckpt, or weights.pt) on its test data; any key of its
+            config.yaml can be changed: budget.eval_samples=500, data.module.source=files, runtime.data_dir=/data
 attention=  put another backend into the run's slots first: train with one, test with another
-images=     score a folder of pictures against reference=, file by file, under the same protocols; names=<metric,metric,...>
-            chooses them (saccade.metrics.pairs.METRIC_NAMES), weights=auto|pretrained|random, weights_dir=<folder>
+images=     score a folder of pictures against reference=, file by file, under the same protocols;
+            names=<metric,metric,...> chooses them (saccade.metrics.pairs.METRIC_NAMES)
+            weights=auto|pretrained|random, weights_dir=<folder>
 """
 
 

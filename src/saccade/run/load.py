@@ -33,6 +33,6 @@ def load_task(folder: Path | str, config: DictConfig | None = None) -> tuple[Dic
         task.load_state_dict(state)
     else:
         state = torch.load(weights, map_location="cpu", weights_only=True)
-        task.ema.network.load_state_dict({k: v.float() for k, v in state.items()})  # type: ignore[union-attr,operator]
+        task.ema.network.load_state_dict({k: v.float() for k, v in state.items()})  # type: ignore[union-attr]
     task.eval().requires_grad_(False)
     return config, task

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 import warnings
-from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from saccade.run.config import CONF, register
@@ -31,11 +31,18 @@ def _job(config: DictConfig) -> float | None:
         result = train(config)
     except TrainingInterrupted:
         sys.exit(130)
-    except (ValueError, RuntimeError, FileNotFoundError) as error:
+    except (ValueError, RuntimeError, FileNotFoundError, HydraException) as error:
         if log.isEnabledFor(logging.DEBUG):
             raise
         print(f"\nError: {_message(error)}", file=sys.stderr, flush=True)
         sys.exit(1)
+    if result.get("passed") is False:
+        headline, limit = result["headline"], config.budget.max_ratio
+        reached = result["metrics"][headline]
+        print(
+            f"\nFAILED: {headline} ended at {reached:.3f}; {config.budget.name} allows {limit}", file=sys.stderr
+        )
+        sys.exit(2)
     return _headline(result)
 
 
@@ -50,7 +57,3 @@ def _headline(result: dict[str, Any]) -> float | None:
     """What sweepers minimise."""
     name = result.get("headline")
     return result["metrics"].get(name) if name else None
-
-
-def default_root() -> Path:
-    return CONF.parent

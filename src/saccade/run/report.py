@@ -88,6 +88,9 @@ def _warnings(result: Mapping[str, Any]) -> str:
             f'<div class="banner bad"><strong>{int(result["nonfinite_steps"])} training steps were not finite</strong>'
             "They were skipped.</div>"
         )
+    if result.get("passed") is False:
+        told = "Its headline number ended above the bar that its budget sets (budget.max_ratio)."
+        parts.append(f'<div class="banner bad"><strong>This run failed its bar</strong>{told}</div>')
     if result.get("status") != "complete":
         parts.append('<div class="banner bad"><strong>This run is not finished</strong>What there is so far.</div>')
     return "\n".join(parts)
@@ -97,8 +100,10 @@ def _cards(result: Mapping[str, Any]) -> str:
     cards = []
     metrics, headline = result.get("metrics", {}), result.get("headline")
     if headline in metrics:
-        sign = TIMES if "ratio" in str(headline) and isinstance(metrics[headline], float) else ""
-        cards.append(card(words(str(headline)).what or str(headline), number(metrics[headline]) + sign, main=True))
+        value = metrics[headline]
+        ratio = "ratio" in str(headline) and isinstance(value, float) and math.isfinite(value)
+        shown = f"{value:.2f}{TIMES}" if ratio else number(value)
+        cards.append(card(words(str(headline)).what or str(headline), shown, main=True))
     if "images_seen" in result:
         cards.append(card("images seen in training", number(int(result["images_seen"]))))
     if "seconds" in result:
@@ -114,16 +119,22 @@ def _cards(result: Mapping[str, Any]) -> str:
 
 
 def _samples(run: RunRecord, title: str) -> str:
-    if not run.samples:
+    content = "".join(_grids(name, paths) for name, paths in run.samples.items())
+    if not content:
         return ""
-    content = embedded(run.samples[-1])
-    earlier = run.samples[:-1]
+    lead = "Pictures held out from training: the source is repainted in the target pose; the last two columns judge it."
+    return section(title, lead, content)
+
+
+def _grids(name: str, paths: Sequence[Path]) -> str:
+    """The newest grid of one kind of sample, and a few earlier ones folded away."""
+    content = embedded(paths[-1], alt=f"samples, {name}")
+    earlier = paths[:-1]
     if earlier:
         step = max(1, math.ceil(len(earlier) / _EARLIER))
         shown = "".join(embedded(path) for path in earlier[::step])
         content += f"<details><summary>Earlier in training</summary>{shown}</details>"
-    lead = "Pictures held out from training: the source is repainted in the target pose; the last two columns judge it."
-    return section(title, lead, content)
+    return content
 
 
 def _attention(run: RunRecord) -> str:
@@ -134,7 +145,9 @@ def _attention(run: RunRecord) -> str:
         "affinity, relative to the strongest of the same point; the small pictures show all of it, with the share of "
         "the strongest key."
     )
-    pictures = "".join(embedded(path, f"slot {path.stem.removeprefix('attention-')}") for path in run.attention)
+    pictures = "".join(
+        embedded(path, alt=f"attention, slot {path.stem.removeprefix('attention-')}") for path in run.attention
+    )
     return section("Where it looks", lead, f'<div class="two">{pictures}</div>')
 
 
@@ -254,7 +267,7 @@ def _memory(result: Mapping[str, Any]) -> str:
         rows.append([("name", "<b>all slots at once</b>"), ("n", f"<b>{number(blocks['total_mib'])}</b>")])
         parts.append("<h3>Attention blocks alone</h3>")
         parts.append(f'<p class="lead">{escape(str(blocks.get("protocol", "")))}</p>')
-        parts.append(table([("", "slot"), ("n", "peak, MiB")], rows))
+        parts.append(table([("", "slot"), ("n", "peak, MiB")], rows, narrow=True))
     if blocks.get("failed"):
         parts.append(f"<p>Attention blocks were not measured: {escape(str(blocks['failed']))}</p>")
     if not parts:
@@ -297,16 +310,25 @@ def command_of(result: Mapping[str, Any]) -> str:
     return " ".join(["python train.py", *chosen, *([f"seed={result['seed']}"] if "seed" in result else [])])
 
 
+def _from_here(folder: Path) -> Path:
+    """The folder as one types it in the folder where the run was started."""
+    resolved = folder.resolve()
+    return resolved.relative_to(Path.cwd()) if resolved.is_relative_to(Path.cwd()) else resolved
+
+
 def _again(run: RunRecord) -> str:
     if not run.result:
         return ""
-    folder = f"run={run.folder.name}" if not run.result.get("name") else f"run=<runs>/{run.result['name']}"
-    own = f"python scripts/morph.py {folder} source=<image> source_pose=<json> target_pose=<json or a sample's key>"
+    folder = f"run={_from_here(run.folder)}"
+    own = (
+        f"python scripts/morph.py {folder} \\\n"
+        "    source=<image> source_pose=<json> target_pose=<json or a sample's key>"
+    )
     lines = [command_of(run.result), f"python evaluate.py {folder}", own]
     lead = (
         "Train it again (a finished run is skipped; config.yaml holds it in full), evaluate it, try your own picture."
     )
-    return section("Again", lead, "<pre>" + escape("\n".join(lines)) + "</pre>")
+    return section("Run it again", lead, "<pre>" + escape("\n".join(lines)) + "</pre>")
 
 
 def _settings(run: RunRecord) -> str:

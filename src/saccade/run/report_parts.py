@@ -42,11 +42,12 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
-def table(head: Sequence[tuple[str, str]], rows: Sequence[Sequence[tuple[str, str]]]) -> str:
+def table(head: Sequence[tuple[str, str]], rows: Sequence[Sequence[tuple[str, str]]], *, narrow: bool = False) -> str:
     """A table; every cell is (CSS class, HTML): n for numbers, name for identifiers, what for explanations."""
     top = "".join(f'<th class="{kind}">{text}</th>' for kind, text in head)
     body = "".join("<tr>" + "".join(f'<td class="{kind}">{text}</td>' for kind, text in row) + "</tr>" for row in rows)
-    return f'<div class="sheet"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+    kind = "sheet narrow" if narrow else "sheet"
+    return f'<div class="{kind}"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def section(title: str, lead: str, content: str) -> str:
@@ -55,7 +56,7 @@ def section(title: str, lead: str, content: str) -> str:
     return f"<section>\n<h2>{title}</h2>\n{intro}\n{content}\n</section>"
 
 
-def embedded(path: Path, caption: str = "") -> str:
+def embedded(path: Path, *, alt: str = "") -> str:
     """A picture inside the page itself; a large one as JPEG."""
     data, kind = path.read_bytes(), "png"
     if len(data) > _LARGE_PNG:
@@ -64,9 +65,9 @@ def embedded(path: Path, caption: str = "") -> str:
             picture.convert("RGB").save(buffer, format="JPEG", quality=90)
         data, kind = buffer.getvalue(), "jpeg"
     text = base64.b64encode(data).decode("ascii")
-    below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    image = f'<img alt="{escape(caption or path.stem)}" src="data:image/{kind};base64,{text}">'
-    return f'<figure class="sheet">{image}{below}</figure>'
+    return (
+        f'<figure class="sheet"><img alt="{escape(alt or path.stem)}" src="data:image/{kind};base64,{text}"></figure>'
+    )
 
 
 def card(label: str, value: str, main: bool = False) -> str:

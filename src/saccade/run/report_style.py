@@ -13,7 +13,7 @@ font-size:.8rem; } h1 { font-size:2rem; line-height:1.2; margin:.2rem 0 .3rem; f
 header p { margin:0; color:var(--faint); }
 h2 { font-size:1.25rem; margin:2.4rem 0 .3rem; font-weight:650; }
 h3 { font-size:1rem; margin:1.4rem 0 .3rem; font-weight:650; }
-p.lead { margin:.1rem 0 .9rem; color:var(--faint); max-width:78ch; }
+p.lead { margin:.1rem 0 .9rem; color:var(--faint); max-width:96ch; }
 .banner { margin:1.3rem 0 0; padding:.9rem 1.1rem; border-radius:10px; background:#fff4e5; border:1px solid #f0b45c;
   border-left:6px solid #d97706; }
 .banner.bad { background:#fdecec; border-color:#eba2a2; border-left-color:#b3261e; }
@@ -27,7 +27,8 @@ p.lead { margin:.1rem 0 .9rem; color:var(--faint); max-width:78ch; }
 .sheet { background:var(--paper); border:1px solid var(--line); border-radius:12px; padding:14px; margin:0 0 14px;
   overflow-x:auto; }
 .sheet img { display:block; max-width:100%; height:auto; margin:0 auto; }
-figure { margin:0; } figcaption { color:var(--faint); font-size:.86rem; margin-top:.5rem; }
+figure { margin:0; }
+.narrow { max-width:420px; }
 .two { display:grid; grid-template-columns:repeat(auto-fit,minmax(min(100%,480px),1fr)); gap:14px; }
 .two .sheet { margin:0; }
 table { border-collapse:collapse; width:100%; font-size:.92rem; font-variant-numeric:tabular-nums; }

@@ -21,7 +21,8 @@ class RunRecord:
         result: result.json; empty while the run has none.
         config: config.yaml as text; empty if there is none.
         training, evaluation: name -> (images seen, values), from metrics/train.csv and metrics/eval.csv.
-        samples: image grids, oldest first. attention: attention pictures, finest slot first.
+        samples: image grids by name, oldest first; those of the run's own task before the others.
+        attention: attention pictures, finest slot first.
     """
 
     folder: Path
@@ -29,7 +30,7 @@ class RunRecord:
     config: str
     training: Curves
     evaluation: Curves
-    samples: list[Path]
+    samples: dict[str, list[Path]]
     attention: list[Path]
 
 
@@ -44,13 +45,14 @@ def read_run(folder: Path) -> RunRecord:
         raise ValueError(f"report: {folder} is no run folder: it holds neither result.json nor config.yaml")
     pictures = folder / "pictures" if (folder / "pictures").is_dir() else folder
     config = folder / "config.yaml"
+    result = _read_result(folder / "result.json")
     return RunRecord(
         folder=folder,
-        result=_read_result(folder / "result.json"),
+        result=result,
         config=config.read_text(encoding="utf-8") if config.is_file() else "",
         training=read_curves(folder / "metrics" / "train.csv"),
         evaluation=read_curves(folder / "metrics" / "eval.csv"),
-        samples=sorted(pictures.glob("samples*.png")),
+        samples=_samples(pictures, str(result.get("task", ""))),
         attention=sorted(pictures.glob("attention-*.png"), key=_slot_rows, reverse=True),
     )
 
@@ -65,6 +67,17 @@ def _read_result(file: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"report: {file} holds a {type(found).__name__}, not a mapping")
     return found
+
+
+def _samples(pictures: Path, task: str) -> dict[str, list[Path]]:
+    """samples-<name>-<images seen>.png by name; the count, and the name too, may be left out."""
+    found: dict[str, list[tuple[int, Path]]] = {}
+    for path in pictures.glob("samples*.png"):
+        match = re.fullmatch(r"samples(?:-([a-z][a-z_]*))?(?:-(\d+))?", path.stem)
+        if match is not None:
+            found.setdefault(match[1] or "", []).append((int(match[2] or 0), path))
+    order = sorted(found, key=lambda name: (name not in task, name))
+    return {name: [path for _, path in sorted(found[name])] for name in order}
 
 
 def _slot_rows(path: Path) -> int:

@@ -7,13 +7,14 @@ import logging
 import platform
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from pytorch_lightning.loggers import Logger
-from pytorch_lightning.utilities.rank_zero import rank_zero_only
+from pytorch_lightning.utilities import rank_zero_only
 
 import saccade
 from saccade.callbacks.attention_pictures import AttentionPictures
@@ -48,7 +49,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     notices = resolve_autos(config)
     name = run_name(config)
     folder = RunFolder(Path(config.runtime.root).expanduser() / name)
-    if config.runtime.force and rank_zero_only.rank == 0 and folder.path.is_dir():
+    if config.runtime.force and folder.path.is_dir():
         shutil.rmtree(folder.path)
     if folder.finished:
         log.info("Finished already, skipped: %s (train again: runtime.force=true)", folder.path)
@@ -102,13 +103,15 @@ def _run(config: DictConfig, name: str, folder: RunFolder, notices: list[str]) -
     except BaseException:
         _finish(mirror, 1)
         raise
+    passed = verdict(config, task, metrics)
     result = {
         "status": "complete",
+        "passed": passed,
         **describe(config, name, notices),
         "images_seen": int(task.images_seen),
         "seconds": round(point.seconds, 1),
         "seconds_this_session": round(time.monotonic() - started, 1),
-        "headline": getattr(task, "headline", None),
+        "headline": task.headline,
         "metrics": {key.removeprefix("eval/"): value for key, value in metrics.items() if key.startswith("eval/")},
         "memory": memory.record(),
         "nonfinite_steps": task.nonfinite_steps,
@@ -126,6 +129,14 @@ def _finish_run(config: DictConfig, folder: RunFolder, result: dict[str, Any]) -
     folder.write_result(result)
     page = write_report(folder.path)
     banner.show_result(result, folder.path, page)
+
+
+def verdict(config: DictConfig, task: Any, metrics: Mapping[str, float]) -> bool | None:
+    """Whether the headline ended at or below the budget's `max_ratio`; None where the budget sets none."""
+    limit = config.budget.max_ratio
+    if limit is None or task.headline is None:
+        return None
+    return bool(metrics[f"eval/{task.headline}"] <= limit)
 
 
 def describe(config: DictConfig, name: str, notices: list[str]) -> dict[str, Any]:

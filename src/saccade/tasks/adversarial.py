@@ -1,7 +1,7 @@
 """AdversarialTask: a generator, an optional discriminator, lazy R1 and an averaged generator, on manual optimisation.
 
 Non-saturating logistic loss and lazy R1 as StyleGAN2 (Karras et al. 2020). One step trains the generator, then the
-discriminator on the same generated images (StyleGAN2 generates them again; sharing them saves a pass and is our choice).
+discriminator on the same generated images (StyleGAN2 generates them again; sharing them saves a pass and is ours).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Task: what every training shares. Images seen as the clock, stateless randomness, EMA, and steps that must be finite.
 
-Randomness inside a training step is a function of (seed, images seen, rank): the global generator is seeded at the start of
-each step. A resumed run therefore continues bit for bit without any generator state in its checkpoint.
+Randomness inside a training step is a function of (seed, images seen, rank): the global generator is seeded at the
+start of each step. A resumed run therefore continues bit for bit without any generator state in its checkpoint.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ class Ema(nn.Module):
         """Move towards `source` by one step of `images_step` images."""
         half_life = self.half_life if self.rampup is None else min(self.half_life, self.rampup * images_seen)
         decay = 0.5 ** (images_step / max(half_life, 1e-8))
-        ours, theirs = list(self.network.parameters()), list(source.parameters())
+        ours: list[Tensor] = list(self.network.parameters())
+        theirs: list[Tensor] = list(source.parameters())
         torch._foreach_lerp_(ours, theirs, 1.0 - decay)
         for mine, other in zip(self.network.buffers(), source.buffers(), strict=True):
             mine.copy_(other)
@@ -69,6 +70,7 @@ class Task(pl.LightningModule):
     """
 
     images_seen: Tensor
+    headline: str | None = None  # the metric that sweeps minimise and a budget may limit
 
     def __init__(self, *, images: int, seed: int, schedule: Schedule | None = None, max_nonfinite: int = 50) -> None:
         super().__init__()

@@ -1,7 +1,8 @@
-"""The distortion task: reconstruct affinely moved pictures, G(M, B, tau(B)) = tau(M) (GPA, arXiv 2107.03742, L_self and Fig. 5).
+"""The distortion task: G(M, B, tau(B)) = tau(M) for random affine maps tau (GPA, arXiv 2107.03742, L_self and Fig. 5).
 
-tau is the identity plus U(-0.15, 0.15) on its matrix entries, drawn for each picture and step, on the device, and moves picture and
-heatmaps alike. The evaluation uses fixed maps on held-out pictures and compares with leaving the source unchanged.
+tau is the identity plus U(-0.15, 0.15) on its matrix entries, drawn for each picture and step, on the device, and moves
+picture and heatmaps alike. The evaluation uses fixed maps on held-out pictures and compares with leaving the source
+unchanged.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class DistortionTask(AdversarialTask):
         adversarial: the other arguments, of `AdversarialTask` and `Task`.
     """
 
-    headline = "distortion/ratio_figure"
+    headline: str | None = "distortion/ratio_figure"
     terms: tuple[str, ...] = ("self_l1", "self_vgg")
 
     def __init__(
@@ -143,7 +144,7 @@ class DistortionTask(AdversarialTask):
         return (warp(mask, self.fixed_affine(batch, batch_idx), padding="zeros") > 0.5).float()
 
     def distortion_metrics(self) -> dict[str, float]:
-        """`distortion/l1*` in [-1, 1] units, inside the figure and over the picture, and their ratios to the unchanged source."""
+        """`distortion/l1*` in [-1, 1] units, in the figure and in all, and their ratios to the unchanged source."""
         means = {
             f"distortion/{name}": self._mean(name)
             for name in ("l1", "l1_figure", "l1_unchanged", "l1_figure_unchanged")

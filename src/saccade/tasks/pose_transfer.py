@@ -1,8 +1,8 @@
 """Pose transfer: L_per + L_self + L_GAN (GPA, arXiv 2107.03742, section 3.3 and Table 1).
 
 L_per compares G(M1, B1, B2) with the true picture M2, L_self is the distortion task's term on the same batch, and the
-discriminator sees (M1, B1) as real and (G(M1, B1, B2), B2) as generated. Unpaired batches (Fig. 8) carry a random pose as B2 and
-no true picture: L_per is left out for them.
+discriminator sees (M1, B1) as real and (G(M1, B1, B2), B2) as generated. Unpaired batches (Fig. 8) carry a random pose
+as B2 and no true picture: L_per is left out for them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from saccade.tasks.scores import TransferScores
 class PoseTransferTask(DistortionTask):
     """Train a pose-morphing generator on pairs.
 
-    Loss terms: those of `DistortionTask` (L_self), `per_l1`, `per_vgg` (L_per), `gan_generator` and the discriminator's.
+    Loss terms: those of `DistortionTask` (L_self), `per_l1`, `per_vgg` (L_per), `gan` and the discriminator's.
 
     Args:
         scores: metrics of generated against true pictures; None takes those that need no network weights.
@@ -48,7 +48,8 @@ class PoseTransferTask(DistortionTask):
     def generator_passes(self, batch: PoseBatch) -> Iterator[Callable[[], Terms]]:
         if self.weights["self_l1"] or self.weights["self_vgg"]:
             yield lambda: self.self_terms(batch)
-        yield lambda: self.transfer_terms(batch)
+        if any(self.weights[name] for name in ("per_l1", "per_vgg", "gan")):
+            yield lambda: self.transfer_terms(batch)
 
     def transfer_terms(self, batch: PoseBatch) -> Terms:
         """L_per, where a true picture exists, and the generator's side of L_GAN, of one generated batch."""
@@ -74,7 +75,7 @@ class PoseTransferTask(DistortionTask):
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
-        self.scores.begin(self.trainer.datamodule)  # type: ignore[attr-defined]
+        self.scores.begin(self.trainer.datamodule, self.device)  # type: ignore[attr-defined]
 
     def validation_step(self, batch: PoseBatch, batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)

@@ -23,11 +23,11 @@ class TransferScores:
     """`ImagePairMetrics` of the pictures without their padding, with references and names chosen for the data.
 
     Args:
-        names: metrics (`saccade.metrics.pairs.METRIC_NAMES`), of which those that the pictures' size does not allow are left out;
-            None takes those without networks and the Frechet proxy.
-        weights: of the metrics' networks, `pretrained` or `random`; `auto` is resolved with the run's identity: metrics whose
-            weights are not to be had are left out and replaced by the proxy.
-        train_reference: Frechet metrics that compare with the whole training set (GFLA's protocol) in place of the targets.
+        names: metrics (`saccade.metrics.pairs.METRIC_NAMES`); those that the pictures' size does not allow are left
+            out. None takes those without networks and the Frechet proxy.
+        weights: of the metrics' networks, `pretrained` or `random`; `auto` is resolved with the run's identity:
+            metrics whose weights are not to be had are left out and replaced by the proxy.
+        train_reference: Frechet metrics that compare with the whole training set (GFLA) in place of the targets.
     """
 
     def __init__(
@@ -45,7 +45,8 @@ class TransferScores:
         names = options.get("names")
         if options.get("weights") != "auto" or names is None:
             return {}, []
-        kept, gone = [], []
+        kept: list[str] = []
+        gone: list[str] = []
         for name in names:
             resolution = weight_files.resolve_mode("auto", required_weights([name]), runtime.get("weights_dir"))
             (kept if resolution.mode == "pretrained" else gone).append(name)
@@ -58,15 +59,15 @@ class TransferScores:
         reference = [name for name in options.get("train_reference", ()) if name in kept]
         return {"names": [*kept, PROXY], "weights": "pretrained", "train_reference": reference}, [notice]
 
-    def begin(self, data: DeepFashionModule) -> None:
-        """Start over, for the pictures of a data module. References are read or computed once."""
+    def begin(self, data: DeepFashionModule, device: torch.device) -> None:
+        """Start over, for the pictures of a data module. References are read, or computed on the device, once."""
         if self._metrics is None or data is not self._data:
             self._data = data
             size = Size(data.content.rows, data.content.cols)
             names, _ = fitting_names(size, self.names)
             self._metrics = ImagePairMetrics(size, names, weights=self.weights)
             for name in self.train_reference:
-                self._set_train_reference(name, self._metrics, data)
+                self._set_train_reference(name, self._metrics, data, device)
         self._metrics.reset()
 
     def update(self, generated: Tensor, target: Tensor, mask: Tensor, keys: Sequence[str]) -> None:
@@ -96,7 +97,9 @@ class TransferScores:
         box = self._data.content
         return images[..., box.top : box.top + box.rows, box.left : box.left + box.cols]
 
-    def _set_train_reference(self, name: str, metrics: ImagePairMetrics, data: DeepFashionModule) -> None:
+    def _set_train_reference(
+        self, name: str, metrics: ImagePairMetrics, data: DeepFashionModule, device: torch.device
+    ) -> None:
         dataset = data.dataset("train")
         files = [dataset.images / picture for picture in dataset.names]
         box = data.content
@@ -106,10 +109,9 @@ class TransferScores:
 
         def images() -> Iterator[Tensor]:
             for start in range(0, len(dataset.names), _BATCH):
-                yield self._crop(torch.stack([dataset.picture(n) for n in dataset.names[start : start + _BATCH]]))
+                pictures = [dataset.picture(name) for name in dataset.names[start : start + _BATCH]]
+                yield self._crop(torch.stack(pictures)).to(device)
 
         cache = os.environ.get("SACCADE_CACHE")
         folder = Path(cache) / "statistics" if cache else None
         metrics.set_reference(name, reference_moments(metrics.extractor(name), reference, images, folder), "train")
-
-

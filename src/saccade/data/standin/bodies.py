@@ -26,6 +26,11 @@ PELVIS, CHIN, CROWN, R_HAND, L_HAND, R_TOE, L_TOE, JOINTS = 18, 19, 20, 21, 22, 
 CAMERA_TILT = 0.10  # the camera looks slightly down: what is nearer lies lower in the picture
 
 
+def vec(*values: float) -> Floats:
+    """A vector."""
+    return np.array(values, dtype=float)
+
+
 @dataclass(frozen=True)
 class Body:
     """Proportions of one person, in body heights."""
@@ -131,23 +136,23 @@ def _arm_target(
         spread, swing = np.radians(rng.uniform(low, high)), np.radians(rng.normal(6, 11))
         part = rng.uniform(0.80, 0.92) if kind == "bent" else rng.uniform(0.94, 0.99)
         direction = np.array([side * np.sin(spread), -np.cos(spread) * np.cos(swing), np.cos(spread) * np.sin(swing)])
-        return shoulder + part * reach * direction, np.array([side * 0.7, 0.0, -1.0])
+        return shoulder + part * reach * direction, vec(side * 0.7, 0, -1)
     jitter = rng.normal(0, 0.010, 3)
     if kind == "hip":
-        return hip + jitter + np.array([side * 0.045, 0.065, 0.03]), out + [0, 0, -0.45]
+        return hip + jitter + np.array([side * 0.045, 0.065, 0.03]), out + vec(0, 0, -0.45)
     if kind == "pocket":
-        return hip + jitter + np.array([side * 0.042, 0.005, 0.045]), out + [0, 0, -0.6]
+        return hip + jitter + np.array([side * 0.042, 0.005, 0.045]), out + vec(0, 0, -0.6)
     if kind == "head":
-        return head + jitter + np.array([side * 0.060, 0.02, 0.0]), out + [0, rng.uniform(-0.3, 0.5), 0.1]
+        return head + jitter + np.array([side * 0.060, 0.02, 0.0]), out + vec(0, rng.uniform(-0.3, 0.5), 0.1)
     if kind == "raised":
         lift = [side * rng.uniform(-0.02, 0.10), rng.uniform(0.17, 0.27), rng.uniform(-0.02, 0.08)]
-        return shoulder + np.array(lift), out + [0, 0.2, -0.1]
+        return shoulder + np.array(lift), out + vec(0, 0.2, -0.1)
     if kind == "crossed":
-        return shoulder + jitter + np.array([-side * 1.55 * body.shoulder, -0.125, 0.105]), out + [0, -0.9, 0.1]
+        return shoulder + jitter + np.array([-side * 1.55 * body.shoulder, -0.125, 0.105]), out + vec(0, -0.9, 0.1)
     if kind == "chest":
         across = rng.uniform(0.4, 1.2) * body.shoulder
-        return shoulder + jitter + np.array([-side * across, rng.uniform(-0.16, -0.06), 0.12]), out + [0, -0.8, 0.0]
-    return hip + jitter + np.array([-side * 0.03, 0.06, -0.095]), out + [0, 0, -0.8]  # behind the back
+        return shoulder + jitter + np.array([-side * across, rng.uniform(-0.16, -0.06), 0.12]), out + vec(0, -0.8, 0.0)
+    return hip + jitter + np.array([-side * 0.03, 0.06, -0.095]), out + vec(0, 0, -0.8)  # behind the back
 
 
 def _arms(rng: np.random.Generator, body: Body, points: Floats) -> None:
@@ -200,8 +205,8 @@ def _ankles(rng: np.random.Generator, kind: str, body: Body) -> tuple[Floats, Fl
     return support, other, stretch
 
 
-def _legs(rng: np.random.Generator, body: Body, points: Floats, kinds: tuple[str, ...]) -> float:
-    """Place knees, ankles and toes; the side (+1 left, -1 right) of the supporting leg."""
+def _legs(rng: np.random.Generator, body: Body, points: Floats, kinds: tuple[str, ...]) -> None:
+    """Place knees, ankles and toes, in place; the floor is where the supporting leg reaches it."""
     chosen = np.array([LEG_WEIGHTS[LEG_KINDS.index(kind)] for kind in kinds])
     kind = str(rng.choice(kinds, p=chosen / chosen.sum()))
     side = float(rng.choice([-1.0, 1.0]))
@@ -218,7 +223,6 @@ def _legs(rng: np.random.Generator, body: Body, points: Floats, kinds: tuple[str
         turn = np.radians(rng.uniform(4, 28)) * which
         drop = 0.036 + body.heel + 0.7 * max(points[ankle][1] - floor - 0.01, 0.0)
         points[toe] = points[ankle] + np.array([body.foot * np.sin(turn), -drop, body.foot * np.cos(turn)])
-    return side
 
 
 def sample_skeleton(
@@ -243,12 +247,12 @@ def sample_skeleton(
     roll = -0.6 * hip_roll + np.radians(np.clip(rng.normal(0, 3), -7, 7))
     twist = np.radians(np.clip(rng.normal(0, 10), -20, 20))
     arm = _turn(body.shoulder * np.array([np.cos(roll), np.sin(roll), 0.0]), -twist)
-    points[L_SHOULDER] = points[NECK] + arm - [0, 0.019, 0]
-    points[R_SHOULDER] = points[NECK] - arm - [0, 0.019, 0]
+    points[L_SHOULDER] = points[NECK] + arm - vec(0, 0.019, 0)
+    points[R_SHOULDER] = points[NECK] - arm - vec(0, 0.019, 0)
     tilt = np.radians(np.clip(rng.normal(0, 6), -13, 13))
     nod = np.radians(np.clip(rng.normal(2, 5), -9, 13))
     up = np.array([-np.sin(tilt), np.cos(tilt) * np.cos(nod), np.sin(nod)])
-    points[CHIN] = points[NECK] + body.neck * up + [0, 0, 0.006]
+    points[CHIN] = points[NECK] + body.neck * up + vec(0, 0, 0.006)
     points[CROWN] = points[CHIN] + body.head * up
     _arms(rng, body, points)
     yaw = _yaw(rng, view)

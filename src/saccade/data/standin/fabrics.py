@@ -88,14 +88,21 @@ def crop(rng: np.random.Generator, name: str, rows: int, cols: int, least: float
     scale = rng.uniform(least, 1.0) * min(height / rows, width / cols)
     h, w = max(int(scale * rows), 2), max(int(scale * cols), 2)
     y, x = int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1))
-    part = cv2.resize(image[y : y + h, x : x + w], (cols, rows), interpolation=cv2.INTER_AREA)
-    return part if part.ndim == 3 else cv2.cvtColor(part, cv2.COLOR_GRAY2RGB)
+    part: Bytes = cv2.resize(image[y : y + h, x : x + w], (cols, rows), interpolation=cv2.INTER_AREA)
+    return part
 
 
 def mix(low: Colour | Floats, high: Colour | Floats, amount: Floats) -> Floats:
-    """Blend two colours (or pictures) by an (rows, cols) amount in 0..1, float32."""
-    a, b = np.asarray(low, np.float32), np.asarray(high, np.float32)
-    return a + (b - a) * amount[..., None].astype(np.float32)
+    """Blend two colours or pictures by an (rows, cols) amount in 0..1, float32."""
+    part = np.ascontiguousarray(amount, np.float32)
+    if isinstance(low, tuple) and isinstance(high, tuple):
+        merged: Floats = cv2.merge([part * np.float32(b - a) + np.float32(a) for a, b in zip(low, high, strict=True)])
+        return merged
+    shape = np.broadcast_shapes(part.shape, *(p.shape[:2] for p in (low, high) if not isinstance(p, tuple)))
+    part = np.ascontiguousarray(np.broadcast_to(part, shape))
+    first, second = (np.ascontiguousarray(np.broadcast_to(np.asarray(p, np.float32), (*shape, 3))) for p in (low, high))
+    blended: Floats = cv2.blendLinear(second, first, part, 1 - part)
+    return blended
 
 
 @dataclass(frozen=True)
@@ -118,7 +125,7 @@ class Fabric:
             girth: circumference, body heights.
             start: where along the garment the piece begins, body heights.
         """
-        cols = max(int(round(girth * PX / 8)) * 8, 32)
+        cols = max(round(girth * PX / 8) * 8, 32)
         around = np.arange(cols, dtype=np.float32)[None, :] * np.float32(girth / cols)
         along = np.arange(rows, dtype=np.float32)[:, None] / np.float32(PX) + np.float32(start)
         count = max(round(girth / self.period), 1)
@@ -133,7 +140,7 @@ class Fabric:
             grain = (grain - cv2.blur(grain, (25, 25))) / grain.std()
             grain = np.concatenate([grain, grain[:, ::-1]], axis=1)
             grain = np.concatenate([grain, grain[::-1]], axis=0)[np.arange(rows) % 256][:, np.arange(cols) % 256]
-            cloth = cloth * (1 + (0.05 if self.denim else 0.08) * grain)[..., None].clip(0.7, 1.25)
+            cloth = cloth * (1 + (0.045 if self.denim else 0.06) * grain)[..., None].clip(0.7, 1.25)
         result: Floats = np.array(cloth, dtype=np.float32, order="C")
         return result
 
@@ -325,7 +332,7 @@ def sample_fabric(rng: np.random.Generator, weights: dict[str, float], avoid: Co
     second = contrasting(rng, base, BRIGHTS + NEUTRALS if rng.random() < 0.6 else NEUTRALS)
     third = contrasting(rng, second, BRIGHTS + PASTELS, 45.0)
     large = pattern in ("flowers", "stars", "letters", "argyle", "tartan", "dots", "gingham", "camouflage")
-    period = float(rng.uniform(0.055, 0.095) if large else rng.uniform(0.035, 0.085))
+    period = float(rng.uniform(0.065, 0.11) if large else rng.uniform(0.045, 0.10))
     weave = WEAVES[int(rng.integers(3))] if pattern == "plain" and rng.random() < 0.5 else None
     return Fabric(
         pattern, (base, second, third), period, float(rng.uniform(0.3, 0.55)), int(rng.integers(2**31)), weave

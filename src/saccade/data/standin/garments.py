@@ -48,7 +48,6 @@ class Outfit:
     shoe: Colour
     sole: Colour
     heel: float
-    glove: Colour | None
 
 
 def folds(rng: np.random.Generator, rows: int, cols: int, strength: float, steep: float = 2.0) -> Floats:
@@ -75,6 +74,8 @@ def _heights(rows: int, end: float) -> Floats:
 def _neckline(kind: str, angle: Floats) -> Floats:
     """The u above which skin shows, for every angle."""
     turn = np.abs(angle)
+    if kind == "turtle":
+        return np.zeros_like(angle)
     if kind == "v":
         return 0.05 + 0.24 * np.clip(1 - turn / 0.75, 0, 1)
     if kind == "scoop":
@@ -94,13 +95,9 @@ def _skin(rng: np.random.Generator, colour: Colour, rows: int, cols: int) -> Flo
     return result
 
 
-def _fit(image: Bytes, rows: int, cols: int) -> tuple[slice, slice]:
-    return slice(max(rows, 0), min(rows + image.shape[0], 10**6)), slice(cols, cols + image.shape[1])
-
-
 def _print(rng: np.random.Generator, cloth: Floats, base: Colour, middle: float, width: int) -> None:
     """Put lettering, a number, a badge or a photograph on the middle of a torso texture, in place."""
-    rows, cols = cloth.shape[:2]
+    cols = cloth.shape[1]
     kind = str(
         rng.choice(
             ["photograph", "word", "badge", "number", "heart", "star", "sunset"],
@@ -130,7 +127,7 @@ def _print(rng: np.random.Generator, cloth: Floats, base: Colour, middle: float,
         font = fabrics.FONTS[int(rng.integers(len(fabrics.FONTS)))]
         (w, h), _ = cv2.getTextSize(word, font, 1.0, 2)
         size = min(width * 0.98 / w, height * 0.9 / h)
-        thick = max(int(round(size * (3.2 if kind == "number" else 2.4))), 1)
+        thick = max(round(size * (3.2 if kind == "number" else 2.4)), 1)
         spot = (int(x - w * size / 2), int(y + h * size / 2))
         cv2.putText(patch, word, spot, font, size, ink, thick, cv2.LINE_AA)
     elif kind == "badge":
@@ -150,7 +147,7 @@ def _print(rng: np.random.Generator, cloth: Floats, base: Colour, middle: float,
 
 def _front(rng: np.random.Generator, cloth: Floats, fabric: Fabric, angle: Floats, u: Floats, hem: float) -> None:
     """Prints, plackets, pockets, zips and stripes over the chest and the back of a top, in place."""
-    rows, cols = cloth.shape[:2]
+    cols = cloth.shape[1]
     base = fabric.colours[0]
     per_u = TORSO_LENGTH * PX
     busy = fabric.pattern not in ("plain", "blocks")
@@ -243,9 +240,11 @@ def _plan(rng: np.random.Generator, female: bool) -> _Plan:
     else:
         chance = [0.40, 0.24, 0.20, 0.16] if female else [0.72, 0.18, 0.06, 0.04]
         neckline = str(rng.choice(["crew", "v", "scoop", "boat"], p=chance))
+    if neckline == "crew" and sleeve == "long" and rng.random() < 0.4:
+        neckline = "turtle"
     tucked = kind == "skirt" or (female and rng.random() < 0.4)
     hem = (
-        2.0 if kind in ("dress", "jumpsuit") else float(rng.uniform(0.64, 0.70) if tucked else rng.uniform(0.80, 0.95))
+        2.0 if kind in ("dress", "jumpsuit") else float(rng.uniform(0.64, 0.70) if tucked else rng.uniform(0.80, 0.91))
     )
     if kind in ("trousers", "skirt") and female and rng.random() < 0.12:
         hem = float(rng.uniform(0.50, 0.58))  # cropped
@@ -380,7 +379,7 @@ def _ease(plan: _Plan, sleeve_end: float, loose: float) -> tuple[Floats, Floats]
         lower = upper + 0.006
     end = max(plan.leg_end, 0.02)
     middle = 0.5 * (upper + lower) if plan.leg_cut != "flared" else upper
-    leg = np.array([[0, upper], [0.55 * end, middle], [end, lower], [end + 0.01, 0.0], [2, 0.0]])
+    leg = np.array([[0, 0.0], [0.25 * end, upper], [0.6 * end, middle], [end, lower], [end + 0.01, 0.0], [2, 0.0]])
     if plan.leg_end == 0:
         leg[:, 1] = 0
     return arm, leg
@@ -404,7 +403,6 @@ def sample_outfit(rng: np.random.Generator, female: bool, skin: Colour) -> Outfi
     loose = float(rng.uniform(0.4, 1.8))
     arm_ease, leg_ease = _ease(plan, sleeve_end, loose)
     heels = female and rng.random() < 0.45
-    turtle = plan.neckline == "crew" and plan.sleeve == "long" and rng.random() < 0.4
     sole = (240, 238, 232) if fabrics.luminance(shoe) < 200 and rng.random() < 0.5 else (40, 36, 34)
     return Outfit(
         category=_category(plan, female),
@@ -416,9 +414,8 @@ def sample_outfit(rng: np.random.Generator, female: bool, skin: Colour) -> Outfi
         leg_ease=leg_ease,
         torso_ease=0.003 + 0.004 * loose,
         flare=float(rng.uniform(0.005, 0.075)),
-        neck=plan.top.colours[0] if turtle else None,
+        neck=plan.top.colours[0] if plan.neckline == "turtle" else None,
         shoe=shoe,
         sole=sole,
         heel=0.035 if heels else 0.0,
-        glove=None,
     )

@@ -44,6 +44,7 @@ class Head:
     hair_end: float
     volume: float  # how far the hair stands off the skull, body heights
     colour: Colour
+    tail: Bytes  # the cloth of a bun or a pony tail
     ears: bool  # whether they show
 
 
@@ -87,16 +88,20 @@ def _glasses(rng: np.random.Generator, face: Bytes) -> None:
 
 
 def _face(rng: np.random.Generator, female: bool, skin: Colour, hair: Colour) -> Bytes:
-    face = np.empty((FACE_ROWS * OVER, FACE_COLS * OVER, 3), np.uint8)
-    face[:] = skin
-    soft = face.copy()
-    blush = (min(skin[0] + 14, 255), int(skin[1] * 0.82), int(skin[2] * 0.82))
-    for side in (-1, 1):
-        cv2.ellipse(soft, _spot(side * 0.62, 0.70), (46, 26), 0, 0, 360, blush, -1)
-    cv2.ellipse(soft, _spot(0, 0.97), (70, 26), 0, 0, 360, shade(skin, 0.90), -1)
-    cv2.ellipse(soft, _spot(0.10, 0.655), (12, 36), 0, 0, 360, shade(skin, 0.86), -1)
-    cv2.ellipse(soft, _spot(-0.03, 0.64), (9, 34), 0, 0, 360, shade(skin, 1.08), -1)
-    face = cv2.blur(cv2.blur(soft, (25, 25)), (25, 25))
+    soft = np.empty((FACE_ROWS, FACE_COLS, 3), np.uint8)  # all of it is blurred, so it is drawn small
+    soft[:] = skin
+    blush = (min(skin[0] + 10, 255), int(skin[1] * 0.86), int(skin[2] * 0.86))
+    for at, size, colour in (
+        ((-0.62, 0.70), (11, 6), blush),
+        ((0.62, 0.70), (11, 6), blush),
+        ((0.0, 0.97), (17, 6), shade(skin, 0.90)),
+        ((0.10, 0.655), (3, 9), shade(skin, 0.84)),
+        ((-0.03, 0.64), (2, 8), shade(skin, 1.08)),
+    ):
+        x, y = _spot(*at)
+        cv2.ellipse(soft, (x // OVER, y // OVER), size, 0, 0, 360, colour, -1)
+    soft = cv2.blur(cv2.blur(soft, (7, 7)), (5, 5))
+    face: Bytes = cv2.resize(soft, (FACE_COLS * OVER, FACE_ROWS * OVER), interpolation=cv2.INTER_LINEAR)
     x, y = _spot(0, NOSE_U + 0.012)
     cv2.ellipse(face, (x, y), (15, 7), 0, 15, 165, shade(skin, 0.66), 5, cv2.LINE_AA)
     brow = shade(hair, 0.8) if fabrics.luminance(hair) < 150 else shade(hair, 0.62)
@@ -114,7 +119,8 @@ def _face(rng: np.random.Generator, female: bool, skin: Colour, hair: Colour) ->
         _beard(rng, face, hair)
     if rng.random() < 0.14:
         _glasses(rng, face)
-    return cv2.resize(face, (FACE_COLS, FACE_ROWS), interpolation=cv2.INTER_AREA)
+    small: Bytes = cv2.resize(face, (FACE_COLS, FACE_ROWS), interpolation=cv2.INTER_AREA)
+    return small
 
 
 def _beard(rng: np.random.Generator, face: Bytes, hair: Colour) -> None:
@@ -132,10 +138,13 @@ def _strands(rng: np.random.Generator, rows: int, cols: int, colour: Colour, cur
     fine = np.concatenate([fine, fine[:, :1]], axis=1)
     streaks = cv2.resize(fine, (cols, rows), interpolation=cv2.INTER_LINEAR)
     depth = np.float32(0.16 if curly else 0.13)
-    hair = np.asarray(colour, np.float32) * (1 + depth * streaks)[..., None] * folds(rng, rows, cols, 0.06)[..., None]
+    hair: Floats = (
+        np.asarray(colour, np.float32) * (1 + depth * streaks)[..., None] * folds(rng, rows, cols, 0.06)[..., None]
+    )
     u = np.arange(rows, dtype=np.float32)[:, None] / np.float32(66)
     ring = np.exp(-((u - 0.32) ** 2) / 0.006) * (10 if curly else 26)
-    return hair + (ring * np.clip(0.6 + 0.5 * streaks, 0, 1.5))[..., None]
+    result: Floats = hair + (ring * np.clip(0.6 + 0.5 * streaks, 0, 1.5))[..., None]
+    return result
 
 
 def _opening(rng: np.random.Generator, style: str, angle: Floats, u: Floats) -> Floats:
@@ -146,13 +155,14 @@ def _opening(rng: np.random.Generator, style: str, angle: Floats, u: Floats) -> 
     line = fringe - 0.09 * np.clip(1 - np.abs(angle - part) / 0.5, 0, 1) * (fringe < 0.4)
     line = line + 0.16 * np.clip((turn - 0.55) / 0.55, 0, 1) ** 2
     width = {"long": 1.02, "bob": 0.98, "afro": 1.12}.get(style, 1.20)
-    inside = np.clip((line - u) * 40, 0, 1)  # above the hairline
-    sides = np.clip((turn - width - 0.10 * np.clip(u - 0.9, -1, 0.5)) * 22, 0, 1)
+    inside: Floats = np.clip((line - u) * 40, 0, 1)  # above the hairline
+    sides: Floats = np.clip((turn - width - 0.10 * np.clip(u - 0.9, -1, 0.5)) * 22, 0, 1)
+    covered: Floats = np.maximum(inside, sides)
     if style in ("long", "bob"):
-        return np.maximum(inside, sides)
+        return covered
     low = {"crop": 0.50, "afro": 0.82}.get(style, 0.56)
     bottom = low + 0.32 * np.clip((turn - 1.75) / 0.5, 0, 1)
-    return np.maximum(inside, sides) * np.clip((bottom - u) * 30, 0, 1)
+    return covered * np.clip((bottom - u) * 30, 0, 1)
 
 
 def sample_head(rng: np.random.Generator, female: bool, skin: Colour) -> Head:
@@ -172,7 +182,7 @@ def sample_head(rng: np.random.Generator, female: bool, skin: Colour) -> Head:
         colour = fabrics.pick(rng, DYES)
     face = _face(rng, female, skin, colour)
     end = {"long": float(rng.uniform(1.55, 2.25)), "bob": float(rng.uniform(0.98, 1.25))}.get(style, 0.92)
-    volume = {"afro": float(rng.uniform(0.022, 0.036)), "crop": 0.002}.get(style, float(rng.uniform(0.005, 0.010)))
+    volume = {"afro": float(rng.uniform(0.022, 0.034)), "crop": 0.002}.get(style, float(rng.uniform(0.005, 0.010)))
     hair: Bytes | None = None
     if style != "bald":
         rows, cols = int((end - HAIR_TOP) * 66), 176
@@ -188,5 +198,6 @@ def sample_head(rng: np.random.Generator, female: bool, skin: Colour) -> Head:
             wool = np.where(((u > rim - 0.13) & (u < rim))[..., None], wool * 0.82, wool)
             cloth, alpha = mix(cloth, wool, on), np.maximum(alpha, on)
         hair = np.dstack([np.clip(cloth, 0, 255), 255 * alpha]).astype(np.uint8)
+    tail = np.clip(_strands(rng, 64, 32, shade(colour, 1.02), False), 0, 255).astype(np.uint8)
     covers = style in ("long", "bob") or (style == "afro" and volume > 0.026)
-    return Head(skin, face, style, hair, end, volume, colour, not covers)
+    return Head(skin, face, style, hair, end, volume, colour, tail, not covers)

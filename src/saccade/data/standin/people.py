@@ -7,12 +7,14 @@ the data module. Garment ids start at 1 (train: 1......., test: 9.......), where
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import re
+import signal
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,8 @@ import numpy as np
 import numpy.typing as npt
 
 from saccade.data.standin.bodies import View
-from saccade.data.standin.figures import Person, Picture, draw, sample_person
+from saccade.data.standin.figures import Picture, draw, sample_person
+from saccade.data.standin.stage import Person
 from saccade.geometry import Size
 
 VERSION = 1  # raise it whenever the same arguments would give other files
@@ -88,8 +91,10 @@ def _picture(person: Person, identity_seed: int, pose_seed: int, size: Size, vie
     return draw(person, rng, view or chosen, size)
 
 
-def _annotation(keypoints: npt.NDArray[np.floating[Any]], size: Size, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-    """Keypoints as the CSV has them: y and x, integers in FRAME, -1 where missing; a few are dropped as in the real one."""
+def _annotation(
+    keypoints: npt.NDArray[np.floating[Any]], size: Size, rng: np.random.Generator
+) -> tuple[list[int], list[int]]:
+    """Keypoints as the CSV has them: y and x, integers in FRAME, -1 where missing; a few dropped as in the real one."""
     scaled = (keypoints + 0.5) * [FRAME.cols / size.cols, FRAME.rows / size.rows] - 0.5
     missing = np.isnan(scaled).any(axis=1) | (rng.random(18) < DROPPED) | (rng.random() < DROPPED)
     whole = np.rint(np.clip(np.nan_to_num(scaled), 0, [FRAME.cols - 1, FRAME.rows - 1])).astype(int)
@@ -140,29 +145,51 @@ def _write_lists(folder: Path, split: str, rows: list[Row]) -> int:
     return len(pairs)
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
     cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C, ends the workers and cleans up
 
 
-def _build(folder: Path, identities: dict[str, int], poses: int, size: Size, seed: int, workers: int) -> StandinSummary:
+@contextlib.contextmanager
+def _results(tasks: list[_Task], workers: int) -> Iterator[Iterable[list[Row]]]:
+    """The rows of every task in order, from this process or from a pool of others."""
+    if workers > 0:
+        with multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
+            yield pool.imap(_write_identity, tasks, chunksize=4)
+    else:
+        yield map(_write_identity, tasks)
+
+
+def _build(
+    folder: Path,
+    identities: dict[str, int],
+    poses: int,
+    size: Size,
+    seed: int,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> StandinSummary:
     tasks = [
-        _Task(str(folder), split, index, poses, size, seed) for split, count in identities.items() for index in range(count)
+        _Task(str(folder), split, index, poses, size, seed)
+        for split, count in identities.items()
+        for index in range(count)
     ]
     for split in identities:
         (folder / split).mkdir()
-    if workers > 0:
-        with multiprocessing.get_context("spawn").Pool(workers, initializer=_one_thread) as pool:
-            done = pool.map(_write_identity, tasks, chunksize=4)
-    else:
-        done = [_write_identity(task) for task in tasks]
+    done: list[list[Row]] = []
+    with _results(tasks, workers) as results:
+        for rows in results:
+            done.append(rows)
+            if progress is not None:
+                progress(len(done), len(tasks))
     images, pairs = {}, {}
     for split in identities:
         rows = sorted(row for task, part in zip(tasks, done, strict=True) if task.split == split for row in part)
         images[split], pairs[split] = len(rows), _write_lists(folder, split, rows)
         if not pairs[split]:
             raise ValueError(
-                f"stand-in people, {split}: no two images of an identity show both shoulders and hips, so there is no pair; "
-                f"got {identities[split]} identities of {poses} poses with seed {seed}. Ask for more of either."
+                f"stand-in people, {split}: no two images of an identity show both shoulders and hips, so there is no "
+                f"pair; got {identities[split]} identities of {poses} poses, seed {seed}. Ask for more of either."
             )
     return StandinSummary(folder, images["train"], images["test"], pairs["train"], pairs["test"], False)
 
@@ -173,12 +200,14 @@ def _existing(root: Path, arguments: dict[str, Any]) -> StandinSummary | None:
         return None
     if not (root / MARKER).is_file() or not (root / MANIFEST).is_file():
         raise ValueError(
-            f"stand-in people: {root} holds something that this generator did not write (no {MARKER} and {MANIFEST} in it); "
-            "it is left alone. Give an empty or new folder."
+            f"stand-in people: {root} holds something that this generator did not write (no {MARKER} and {MANIFEST} "
+            "in it); it is left alone. Give an empty or new folder."
         )
     manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
     if manifest["arguments"] != arguments:
-        other = {k: (manifest["arguments"].get(k), v) for k, v in arguments.items() if manifest["arguments"].get(k) != v}
+        other = {
+            k: (manifest["arguments"].get(k), v) for k, v in arguments.items() if manifest["arguments"].get(k) != v
+        }
         told = ", ".join(f"{key} {was!r} there, {now!r} asked for" for key, (was, now) in other.items())
         raise ValueError(
             f"stand-in people: {root} holds a stand-in made with other arguments ({told}). "
@@ -197,6 +226,7 @@ def write_deepfashion(
     seed: int = 0,
     workers: int = 0,
     overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> StandinSummary:
     """Write a stand-in dataset in the PATN layout; a folder that already holds it is reused.
 
@@ -213,6 +243,7 @@ def write_deepfashion(
         seed: decides everything.
         workers: processes; 0 paints in this one.
         overwrite: replace a stand-in made with other arguments (never a folder that is not a stand-in).
+        progress: called with the identities done and their total.
 
     Raises:
         ValueError: counts out of range, a folder that holds something else, or no pair at all.
@@ -225,9 +256,9 @@ def write_deepfashion(
     }  # fmt: skip
     if min(train_identities, test_identities) < 1 or not 2 <= poses_per_identity <= 9 or seed < 0 or workers < 0:
         raise ValueError(
-            "stand-in people: needs at least 1 identity in each split, 2 to 9 poses an identity, seed and workers of 0 or "
-            f"more; got {train_identities} and {test_identities} identities, {poses_per_identity} poses, seed {seed}, "
-            f"{workers} workers"
+            "stand-in people: needs at least 1 identity in each split, 2 to 9 poses an identity, seed and workers of 0 "
+            f"or more; got {train_identities} and {test_identities} identities, {poses_per_identity} poses, "
+            f"seed {seed}, {workers} workers"
         )
     if not (overwrite and (root / MARKER).is_file()):
         found = _existing(root, arguments)
@@ -238,7 +269,7 @@ def write_deepfashion(
         folder = Path(partial) / root.name
         folder.mkdir()
         counts = {"train": train_identities, "test": test_identities}
-        summary = replace(_build(folder, counts, poses_per_identity, size, seed, workers), root=root)
+        summary = replace(_build(folder, counts, poses_per_identity, size, seed, workers, progress), root=root)
         kept = {k: v for k, v in asdict(summary).items() if k not in ("root", "reused")}
         manifest = {"generator": __name__, "arguments": arguments, "summary": kept, "keypoint_frame": list(FRAME)}
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
