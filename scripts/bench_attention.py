@@ -109,7 +109,9 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli = argparse.ArgumentParser(
+        prog="bench_attention.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     cli.add_argument("--backends", nargs="+", choices=list(BACKENDS), default=list(BACKENDS))
     cli.add_argument("--cases", nargs="+", metavar="NAME", help=f"of: {', '.join(c.name for c in CASES)}; default: all")
     cli.add_argument("--scores", nargs="+", choices=SCORES, default=list(SCORES))

@@ -92,7 +92,7 @@ def test_a_far_point_proves_the_large_frame(tmp_path: Path) -> None:
 def test_nothing_is_guessed(tmp_path: Path) -> None:
     near = read_annotations(table(tmp_path / "fasion-annotation-train.csv", 175))
     with pytest.raises(
-        ValueError, match=r"fasion-annotation-train.csv: no point has x > 175.*data.keypoint_frame=256x256"
+        ValueError, match=r"fasion-annotation-train.csv: no point has x > 175.*data.module.keypoint_frame=256x256"
     ):
         decide_frame([near])
     assert decide_frame([near], "256x176")[0] == "256x176"
@@ -114,7 +114,7 @@ def test_contradictions_name_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"test.csv:3: a point at x = 200, outside the 256x176 frame"):
         decide_frame([named], "256x176")
     assert decide_frame([named], "256x256")[0] == "256x256"
-    with pytest.raises(ValueError, match=r"data.keypoint_frame=512 is unknown; valid: auto, 256x256, 256x176"):
+    with pytest.raises(ValueError, match=r"data.module.keypoint_frame=512 is unknown; valid: auto, 256x256, 256x176"):
         decide_frame([named], "512")
 
 

@@ -15,6 +15,7 @@ from saccade.layers.blocks import (
     ToRGB,
     pixel_norm,
 )
+from saccade.layers.equalised import leaky_relu
 
 
 def test_encoder_block_sizes():
@@ -40,6 +41,16 @@ def test_decoder_block_joins_the_skip(skip):
 def test_decoder_block_without_skip():
     block = DecoderBlock(4, 6, skip_channels=0, style_channels=3, up=False)
     assert block(torch.randn(2, 4, 3, 5), None, torch.randn(2, 3)).shape == (2, 6, 3, 5)
+
+
+def test_styled_conv_is_convolution_bias_activation():
+    torch.manual_seed(0)
+    layer = StyledConv(4, 6, style_channels=3)
+    with torch.no_grad():
+        layer.bias.normal_()
+    x, style = torch.randn(2, 4, 5, 5), torch.randn(2, 3)
+    wanted = leaky_relu(layer.conv(x, style) + layer.bias[:, None, None])
+    torch.testing.assert_close(layer(x, style), wanted)
 
 
 @pytest.mark.parametrize("normalisation", ["pixel", "both"])

@@ -44,6 +44,16 @@ def test_equals_modulated_weights(resampling, style_channels, demodulate):
     torch.testing.assert_close(layer(x, style), by_definition(layer, x, style), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("demodulate", [True, False])
+@pytest.mark.parametrize("style_channels", [5, None])
+@pytest.mark.parametrize("resampling", ["none", "up", "down"])
+def test_gain_and_bias(resampling, style_channels, demodulate):
+    layer, x, style = make(resampling, style_channels=style_channels, demodulate=demodulate)
+    bias = torch.randn(6, dtype=torch.float64)
+    wanted = 1.7 * by_definition(layer, x, style) + bias[:, None, None]
+    torch.testing.assert_close(layer(x, style, bias=bias, gain=1.7), wanted, rtol=1e-12, atol=1e-12)
+
+
 def test_pointwise():
     layer, x, style = make("none", demodulate=False, kernel_size=1)
     torch.testing.assert_close(layer(x, style), by_definition(layer, x, style), rtol=1e-12, atol=1e-12)

@@ -51,10 +51,9 @@ def test_cpu_peak_counts_tensors_and_temporaries_inside_operators() -> None:
         fourth = third + 1
         del second, third, fourth
 
-    assert measure.cpu_peak_bytes(three_at_once) == 3 * MIB
-    # bmm copies an operand that it cannot read in place; a count of Python tensors alone would not see it.
-    y = torch.randn(1, 1024, 1024)[:, ::2, ::2]
-    assert measure.cpu_peak_bytes(lambda: torch.bmm(y, y)) >= 2 * MIB
+    assert 3 * MIB <= measure.cpu_peak_bytes(three_at_once) < 3.01 * MIB  # the rest is the scalars
+    # argsort makes values (1 MiB) and indices (2 MiB) and gives back only the indices.
+    assert measure.cpu_peak_bytes(lambda: torch.argsort(x)) >= 3 * MIB
 
 
 def test_the_library_needs_less_than_the_released_layer() -> None:
@@ -141,17 +140,9 @@ def test_verdicts_pair_the_right_rows() -> None:
 
 
 def _main(monkeypatch: pytest.MonkeyPatch, rows: dict[str, dict[str, Any]], *arguments: str) -> int:
-    figures = {
-        "warmup": 1,
-        "repeats": 1,
-        "wall_ms_median": 1.0,
-        "cpu_ms_median": 1.0,
-        "peak_new_mib": 1.0,
-        "kernel": "",
-    }
-    monkeypatch.setattr(
-        bench, "run_fresh", lambda cell, script: {"status": "ok", **figures, **rows.get(cell.backend, {})}
-    )
+    times = {"wall_ms_median": 1.0, "cpu_ms_median": 1.0}
+    figures = {"status": "ok", "warmup": 1, "repeats": 1, "peak_new_mib": 1.0, "kernel": "", **times}
+    monkeypatch.setattr(bench, "run_fresh", lambda cell, script: {**figures, **rows.get(cell.backend, {})})
     return int(bench.main(arguments))
 
 
@@ -203,7 +194,11 @@ def test_quick_run_writes_a_row_a_cell(tmp_path: Path) -> None:
     path = tmp_path / "quick.csv"
     command = [sys.executable, str(SCRIPTS / "bench_attention.py"), "--quick", "--out", str(path)]
     done = subprocess.run(
-        [*command, "--cases", "16x16-d2-c8-k3", "--scores", "l2", "--modes", "forward+backward"],
+        [
+            *command,
+            *("--backends", "gpa", "released-gpa"),
+            *("--cases", "16x16-d2-c8-k3", "--scores", "l2", "--modes", "forward+backward"),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -211,7 +206,7 @@ def test_quick_run_writes_a_row_a_cell(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     with path.open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["backend"] for row in rows] == ["gpa", "released-gpa", "full"]
+    assert [row["backend"] for row in rows] == ["gpa", "released-gpa"]
     assert all(row["status"] == "ok" for row in rows), rows
     assert all(float(row["cpu_ms_median"]) > 0 and float(row["peak_new_mib"]) > 0 for row in rows)
     assert rows[0]["kernel"] == "recompute"

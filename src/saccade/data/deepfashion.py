@@ -330,16 +330,12 @@ class DeepFashionModule(LightningDataModule):
             persistent_workers=self.workers > 0,
         )
 
-    def val_dataloader(self) -> DataLoader[PoseSample]:
-        """The test pairs: training looks at them now and then, and chooses nothing by them."""
-        return self.test_dataloader()
-
     def test_dataloader(self) -> DataLoader[PoseSample]:
         """The test pairs in order, the last batch as short as it comes."""
         return self._ordered(self.dataset("test"))
 
     def val_dataloader(self) -> DataLoader[PoseSample]:
-        """The test pairs, or `val_samples` of them spread over the list: DeepFashion has no validation split."""
+        """The test pairs, or `val_samples` of them spread over the list: training looks but chooses nothing."""
         test = self.dataset("test")
         if self.val_samples is None or self.val_samples >= len(test):
             return self._ordered(test)
@@ -374,7 +370,7 @@ def pair_key(pair: Pair) -> str:
 
 def _choose(pairs: list[Pair], samples: int | None, subset: Choice, split: Split) -> list[Pair]:
     if subset not in ("random", "first"):
-        raise ValueError(f"data.test_subset={subset} is unknown; valid: random, first")
+        raise ValueError(f"data.module.test_subset={subset} is unknown; valid: random, first")
     if samples is None:
         return pairs
     if samples < 1:

@@ -56,9 +56,11 @@ class Framing:
 
     def __post_init__(self) -> None:
         if self.square_files not in ("auto", "bordered", "stretched"):
-            raise ValueError(f"data.square_files={self.square_files} is unknown; valid: auto, bordered, stretched")
+            raise ValueError(
+                f"data.module.square_files={self.square_files} is unknown; valid: auto, bordered, stretched"
+            )
         if not 0 <= self.fill <= 255:
-            raise ValueError(f"data.pad_value={self.fill} must be a grey level from 0 to 255")
+            raise ValueError(f"data.module.pad_value={self.fill} must be a grey level from 0 to 255")
 
     @property
     def content(self) -> Box:
@@ -96,7 +98,7 @@ class Framing:
         if self.square_files == "auto" and self.frame == "256x176":
             raise ValueError(
                 f"{path}: the picture is square ({size}) but the keypoints are in the 256x176 frame; say what square "
-                f"files show: data.square_files=bordered (the whole, borders included) or stretched (the middle)"
+                f"files show: data.module.square_files=bordered (the whole, with borders) or stretched (the middle)"
             )
         if self.square_files == "stretched":
             return middle

@@ -7,6 +7,7 @@ where the picture shrinks by 4 or more. A pixel centre x goes to (x + 0.5) * sca
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeVar
 
@@ -36,8 +37,12 @@ class Box(NamedTuple):
     cols: int
 
 
-def decode_image(path: Path | str) -> Pixels:
+def decode_image(path: Path | str, data: bytes | None = None) -> Pixels:
     """Read a picture as RGB, turned upright by its EXIF tag; transparency is laid on white.
+
+    Args:
+        path: the file.
+        data: its bytes, if they are at hand already (out of an archive); then `path` serves only to name it.
 
     Returns:
         (rows, cols, 3) uint8.
@@ -46,7 +51,7 @@ def decode_image(path: Path | str) -> Pixels:
         ValueError: there is no such file, or it is not a whole picture; names the file.
     """
     try:
-        with Image.open(path) as opened:
+        with Image.open(path if data is None else io.BytesIO(data)) as opened:
             image = ImageOps.exif_transpose(opened)
             if image.has_transparency_data:
                 rgba = image.convert("RGBA")
@@ -88,7 +93,8 @@ def require_no_enlarging(path: Path | str, picture: Size, box: Box, canvas: Size
     if not upscale and (box.rows > picture.rows or box.cols > picture.cols):
         raise ValueError(
             f"{path}: the picture is {picture} (rows x cols), smaller than the network's {canvas}, where it would fill "
-            f"{box.rows}x{box.cols}; use larger pictures, a smaller data.image_size, or data.upscale=true to enlarge it"
+            f"{box.rows}x{box.cols}; use larger pictures, a smaller model.image_size, or allow enlarging them with upscale "
+            f"(data.module.upscale=true)"
         )
 
 

@@ -111,7 +111,7 @@ def write_annotations(path: Path | str, rows: Mapping[str, Tensor] | Iterable[tu
 
 
 def decide_frame(
-    tables: Sequence[Annotations], stated: str = "auto", key: str = "data.keypoint_frame"
+    tables: Sequence[Annotations], stated: str = "auto", key: str = "data.module.keypoint_frame"
 ) -> tuple[Frame, str]:
     """Tell in which frame annotation files are, and on what evidence.
 

@@ -40,23 +40,32 @@ def find_layout(root: Path | str, folders: str = "{split}", prefix: str = "auto"
     """
     root = Path(root)
     if "{split}" not in folders:
-        raise ValueError(f"data.folders={folders!r} must hold {{split}}, which becomes train and test")
-    if prefix not in ("auto", *PREFIXES):
-        raise ValueError(f"data.list_prefix={prefix!r} is unknown; valid: auto, {', '.join(PREFIXES)}")
+        raise ValueError(f"data.module.folders={folders!r} must hold {{split}}, which becomes train and test")
+    _check_prefix(prefix)
     missing: list[str] = []
     found: dict[Split, SplitFiles] = {}
     for split in SPLITS:
         images = root / folders.format(split=split)
-        annotations = _one_of(root, "annotation", split, prefix)
+        annotations, pairs = find_lists(root, split, prefix)
         if annotations is None:
             missing.append(f"{root}/{'fasion-resize' if prefix == 'auto' else prefix}-annotation-{split}.csv")
         if not images.is_dir():
             missing.append(f"{images}/{_others(root, split)}")
         if annotations is not None and images.is_dir():
-            found[split] = SplitFiles(annotations, _one_of(root, "pairs", split, prefix), images)
+            found[split] = SplitFiles(annotations, pairs, images)
     if missing:
         raise ValueError(f"DeepFashion is not complete in {root}. Missing: {', '.join(missing)}\n{how_to_get(root)}")
     return found
+
+
+def find_lists(root: Path, split: Split, prefix: str = "auto") -> tuple[Path | None, Path | None]:
+    """The keypoint file and the pair list of one split, None for what is not there.
+
+    Raises:
+        ValueError: unknown prefix, or several files could be meant.
+    """
+    _check_prefix(prefix)
+    return _one_of(root, "annotation", split, prefix), _one_of(root, "pairs", split, prefix)
 
 
 def resolve_source(
@@ -97,6 +106,11 @@ To go without: data.source=standin (or auto) draws stand-in people, and
 writes them there in the same layout."""
 
 
+def _check_prefix(prefix: str) -> None:
+    if prefix not in ("auto", *PREFIXES):
+        raise ValueError(f"data.module.list_prefix={prefix!r} is unknown; valid: auto, {', '.join(PREFIXES)}")
+
+
 def _one_of(root: Path, what: str, split: Split, prefix: str) -> Path | None:
     prefixes: tuple[str, ...] = PREFIXES if prefix == "auto" else (prefix,)
     if what == "pairs" and prefix != "auto":  # public copies spell fasion-annotation beside fashion-pairs
@@ -105,7 +119,7 @@ def _one_of(root: Path, what: str, split: Split, prefix: str) -> Path | None:
     if len(there) > 1:
         raise ValueError(
             f"{root} holds {' and '.join(path.name for path in there)}, which may be in different frames; "
-            f"keep one, or choose by data.list_prefix: {', '.join(PREFIXES)}"
+            f"keep one, or choose by data.module.list_prefix: {', '.join(PREFIXES)}"
         )
     return there[0] if there else None
 
@@ -119,4 +133,4 @@ def _others(root: Path, split: Split) -> str:
     if not root.is_dir():
         return ""
     near = sorted(path.name for path in root.iterdir() if path.is_dir() and path.name.startswith(split))
-    return f" (there is {', '.join(near)}: set data.folders)" if near else ""
+    return f" (there is {', '.join(near)}: set data.module.folders)" if near else ""

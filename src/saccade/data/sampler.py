@@ -77,7 +77,7 @@ class StreamSampler(Sampler[list[int]]):
         """
         if images_seen < 0 or images_seen % self.global_batch:
             raise ValueError(
-                f"sampler: position {images_seen} is not a whole number of global batches ({self.global_batch} images); "
+                f"sampler: position {images_seen} is no whole number of global batches ({self.global_batch} images); "
                 f"resume with the batch size and number of devices that the run had"
             )
         self.position = images_seen

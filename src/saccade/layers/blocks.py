@@ -12,8 +12,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from saccade.layers.equalised import EqualConv2d, full_precision, leaky_relu
+from saccade.layers.equalised import LEAKY_GAIN, LEAKY_SLOPE, EqualConv2d, full_precision, leaky_relu
 from saccade.layers.modulated import ModulatedConv2d, Resample
 from saccade.layers.resample import blur, downsample, require_even, upsample
 
@@ -56,7 +57,7 @@ class StyledConv(nn.Module):
         resample: "none", "up" or "down".
         normalisation: "demodulate" normalises weights as StyleGAN2 does; "pixel" normalises features after the
             activation instead; "both" does both.
-        noise: add noise before the bias.
+        noise: add noise before the activation.
 
     Raises:
         ValueError: unknown `normalisation` or `resample`.
@@ -89,10 +90,11 @@ class StyledConv(nn.Module):
 
     def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
         """(B, in, Y, X), style (B, style_channels) or None -> (B, out, Y', X')."""
-        x = self.conv(x, style)
+        # leaky ReLU commutes with a positive factor: its gain goes where channels are scaled anyway
+        x = self.conv(x, style, bias=self.bias * LEAKY_GAIN, gain=LEAKY_GAIN)
         if self.noise is not None:
             x = self.noise(x)
-        x = leaky_relu(x + self.bias.to(x.dtype)[:, None, None])
+        x = F.leaky_relu(x, LEAKY_SLOPE)
         return pixel_norm(x) if self.pixel_norm else x
 
 

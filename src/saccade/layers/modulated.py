@@ -2,8 +2,8 @@
 
 Modulating the weights of every sample needs a grouped convolution. As a convolution is linear, scaling the input
 channels by the style and the output channels by the demodulation gives the same result (their equations 1 and 3) with
-one ordinary convolution. Without a style (the constant style of the encoders in GPA, arXiv 2107.03742) only the demodulation of the
-weights remains.
+one ordinary convolution. Without a style (the constant style of the encoders in GPA, arXiv 2107.03742) only the
+demodulation of the weights remains.
 """
 
 from __future__ import annotations
@@ -66,8 +66,12 @@ class ModulatedConv2d(nn.Module):
         self.demodulate = demodulate
         self.resample = resample
 
-    def forward(self, x: Tensor, style: Tensor | None = None) -> Tensor:
-        """(B, in, Y, X), style (B, style_channels) or None -> (B, out, Y', X').
+    def forward(
+        self, x: Tensor, style: Tensor | None = None, *, bias: Tensor | None = None, gain: float = 1.0
+    ) -> Tensor:
+        """Convolve, multiply by `gain`, add `bias` (out): both are free where the channels are scaled anyway.
+
+        (B, in, Y, X), style (B, style_channels) or None -> (B, out, Y', X').
 
         Raises:
             ValueError: a style is given to a layer of constant style, or missing where the layer needs one.
@@ -78,18 +82,21 @@ class ModulatedConv2d(nn.Module):
         dtype = compute_dtype(x)
         with torch.autocast(x.device.type, enabled=False):
             weight = self.weight.to(full_precision(self.weight.dtype)) * self.scale
+            offset = None if bias is None else bias.to(dtype)
+            x = x.to(dtype)
             if style is None or self.affine is None:
-                weight = weight * self._demodulation(weight, None) if self.demodulate else weight
-                return self._convolve(x.to(dtype), weight.to(dtype))
+                factor = self._demodulation(weight, None) * gain if self.demodulate else gain
+                return self._convolve(x, (weight * factor).to(dtype), offset)
             modulation = self.affine(style.to(weight.dtype))
-            if self.demodulate and dtype == torch.float16:
+            if not self.demodulate:
+                modulation = modulation * gain
+                return self._convolve(x * modulation.to(dtype)[:, :, None, None], weight.to(dtype), offset)
+            if dtype == torch.float16:
                 # cancelled by the demodulation; keeps activations inside the range of fp16 (StyleGAN2-ADA)
                 modulation = modulation / modulation.abs().amax(dim=1, keepdim=True).clamp_min(DEMODULATION_EPS)
-            x = x.to(dtype) * modulation.to(dtype)[:, :, None, None]
-            x = self._convolve(x, weight.to(dtype))
-            if self.demodulate:
-                x = x * self._demodulation(weight, modulation).to(dtype)
-            return x
+            x = self._convolve(x * modulation.to(dtype)[:, :, None, None], weight.to(dtype), None)
+            factor = (self._demodulation(weight, modulation) * gain).to(dtype)
+            return x * factor if offset is None else torch.addcmul(offset[:, None, None], x, factor)
 
     def _demodulation(self, weight: Tensor, modulation: Tensor | None) -> Tensor:
         """Inverse norms of the modulated weights: (O, 1, 1, 1) without a style, (B, O, 1, 1) with one."""
@@ -98,12 +105,12 @@ class ModulatedConv2d(nn.Module):
             return torch.rsqrt(power.sum(dim=1) + DEMODULATION_EPS)[:, None, None, None]
         return torch.rsqrt(F.linear(modulation.square(), power) + DEMODULATION_EPS)[:, :, None, None]
 
-    def _convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+    def _convolve(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.resample == "up":
-            return conv_upsample(x, weight)
+            return conv_upsample(x, weight, bias)
         if self.resample == "down":
-            return conv_downsample(x, weight)
-        return F.conv2d(x, weight, padding=weight.shape[-1] // 2)
+            return conv_downsample(x, weight, bias)
+        return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
 
     def extra_repr(self) -> str:
         out_channels, in_channels, side, _ = self.weight.shape

@@ -20,10 +20,10 @@ def fir_kernel(channels: int, gain: float, like: Tensor) -> Tensor:
     return kernel.expand(channels, 1, len(TAPS), len(TAPS))
 
 
-def blur(x: Tensor, padding: int, gain: float = 1.0) -> Tensor:
-    """Filter every channel: (B, C, Y, X) -> (B, C, Y + 2 padding - 3, X + 2 padding - 3)."""
+def blur(x: Tensor, padding: int, gain: float = 1.0, bias: Tensor | None = None) -> Tensor:
+    """Filter every channel, then add a bias (C): (B, C, Y, X) -> (B, C, Y + 2 padding - 3, X + 2 padding - 3)."""
     channels = x.shape[1]
-    return F.conv2d(x, fir_kernel(channels, gain, x), padding=padding, groups=channels)
+    return F.conv2d(x, fir_kernel(channels, gain, x), bias, padding=padding, groups=channels)
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -43,26 +43,26 @@ def downsample(x: Tensor) -> Tensor:
     return F.conv2d(x, fir_kernel(channels, 1.0, x), stride=2, padding=1, groups=channels)
 
 
-def conv_upsample(x: Tensor, weight: Tensor) -> Tensor:
-    """3x3 convolution of the map with zeros inserted, then the filter.
+def conv_upsample(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """3x3 convolution of the map with zeros inserted, then the filter, then the bias.
 
-    (B, I, Y, X), weight (O, I, 3, 3) -> (B, O, 2 Y, 2 X). The transposed convolution costs a
-    quarter of a 3x3 convolution at the larger size.
+    (B, I, Y, X), weight (O, I, 3, 3), bias (O) -> (B, O, 2 Y, 2 X). The transposed convolution costs a quarter of a
+    3x3 convolution at the larger size.
     """
     x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2)  # (B, O, 2 Y + 1, 2 X + 1)
-    return blur(x, padding=1, gain=4.0)
+    return blur(x, padding=1, gain=4.0, bias=bias)
 
 
-def conv_downsample(x: Tensor, weight: Tensor) -> Tensor:
+def conv_downsample(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """The filter, then a 3x3 convolution of stride 2.
 
-    (B, I, Y, X), weight (O, I, 3, 3) -> (B, O, Y / 2, X / 2).
+    (B, I, Y, X), weight (O, I, 3, 3), bias (O) -> (B, O, Y / 2, X / 2).
 
     Raises:
         ValueError: a side is odd.
     """
     require_even(x, "conv_downsample")
-    return F.conv2d(blur(x, padding=2), weight, stride=2)
+    return F.conv2d(blur(x, padding=2), weight, bias, stride=2)
 
 
 def require_even(x: Tensor, who: str) -> None:

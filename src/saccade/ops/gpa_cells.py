@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import product
 from math import gcd
 
 import torch
@@ -131,22 +129,6 @@ def join_cells(parts: Tensor, cells: Size, cell: Size) -> Tensor:
 def cell_of_pixel(queries: Tensor, grid: Grid) -> Tensor:
     """Flat cell of each query pixel: (Q, 2) rows and cols -> (Q,)."""
     return (queries[:, 0] // grid.cell.rows) * grid.cells.cols + queries[:, 1] // grid.cell.cols
-
-
-def chunks(counts: tuple[int, ...], limit: int) -> Iterator[tuple[slice, ...]]:
-    """Slices of nested axes that together visit every item once, about `limit` items (at least one) at a time.
-
-    An axis is cut only where one step of it, with all axes inside, is over the limit.
-    """
-    steps: list[int] = []
-    for count in reversed(counts):
-        steps.insert(0, min(count, max(1, limit)))
-        limit //= count
-    spans = [
-        [slice(start, min(start + step, count)) for start in range(0, count, step)]
-        for count, step in zip(counts, steps, strict=True)
-    ]
-    return product(*spans)
 
 
 def _divisors(number: int) -> list[int]:

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from saccade.geometry import Size
 from saccade.ops.dispatch import Score, check_score
-from saccade.ops.gpa_cells import Grid, chunks, make_grid, split_cells
+from saccade.ops.gpa_cells import Grid, make_grid, split_cells
+from saccade.ops.gpa_layout import Scratch, chunks
 from saccade.ops.inputs import default_scale, no_autocast, read_shape
 
 # Ours: entries of the score chunk held at a time; on the CPU it should stay in the second-level cache.
@@ -106,24 +107,27 @@ def _top_of_cells(queries: Tensor, keys: Tensor, bias: Tensor | None, allowed: T
     count = keys.shape[2]
     budget = CHUNK_ENTRIES["cpu" if keys.device.type == "cpu" else "other"]
     top = torch.empty(number, cells, kappa, dtype=torch.long, device=keys.device)
+    scratch = Scratch(keys)
     for n, span in chunks((number, cells), budget // (side * count)):
-        logits = torch.bmm(queries[n, span].flatten(1, 2), keys[n])  # (N, cells * S, K)
+        rows = queries[n, span].flatten(1, 2)  # (N, cells * S, D)
+        logits = torch.bmm(rows, keys[n], out=scratch.take("logits", *rows.shape[:2], count))
         if bias is not None:
             logits += bias[n]
         logits.sub_(logits.amax(2, keepdim=True)).exp_()
         share = torch.unflatten((logits.sum(2) * side).reciprocal_(), 1, (-1, side))  # (N, cells, S)
-        scores = _weighted_sum(torch.unflatten(logits, 1, (-1, side)), share)  # (N, cells, K)
+        scores = _weighted_sum(torch.unflatten(logits, 1, (-1, side)), share, scratch)  # (N, cells, K)
         if allowed is not None:
             scores.masked_fill_(~allowed[n], -1)
         top[n, span] = stable_top(scores, kappa)
     return top
 
 
-def _weighted_sum(parts: Tensor, weights: Tensor) -> Tensor:
+def _weighted_sum(parts: Tensor, weights: Tensor, scratch: Scratch) -> Tensor:
     """Sum over the third axis: (N, M, S, K) weighted by (N, M, S) -> (N, M, K)."""
     if parts.shape[2] > 16 or parts.device.type != "cpu":
         return torch.einsum("nmsk,nms->nmk", parts, weights)
-    total = parts[:, :, 0] * weights[:, :, 0, None]
+    total = scratch.take("scores", *parts.shape[:2], parts.shape[3])
+    torch.mul(parts[:, :, 0], weights[:, :, 0, None], out=total)
     for s in range(1, parts.shape[2]):
         total.addcmul_(parts[:, :, s], weights[:, :, s, None])
     return total

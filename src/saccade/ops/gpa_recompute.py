@@ -6,17 +6,15 @@ that a block of d x d keys is d contiguous strips of d pixels and a gather copie
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from saccade.ops.dispatch import Score, once_differentiable
-from saccade.ops.gpa_cells import Grid, chunks
+from saccade.ops.gpa_cells import Grid
+from saccade.ops.gpa_layout import CellChunks, Chunk, KeyStrips, MapPool, QueryCells, Scratch, new_map
 from saccade.ops.inputs import at_least_float32, no_autocast, softmax_
-
-# Ours: entries of gathered keys held at a time; on the CPU keys, values and their gradients should stay in cache.
-CHUNK_ENTRIES = {"cpu": 2**19, "other": 2**25}
 
 
 def recompute(
@@ -50,114 +48,21 @@ class _RecomputedAttention(torch.autograd.Function):
         ctx.save_for_backward(q, k, v, indices, key_mask)
         ctx.options = (grid, score, scale)
         with no_autocast(q.device):
-            out = _new_map(q, v.shape[2])
-            cells = _CellChunks(q, k, indices, key_mask, grid, score, scale)
-            values = KeyStrips(v, grid)
-            result = QueryCells(out, grid)
-            for chunk in cells.chunks(max(k.shape[2], v.shape[2])):
-                strips = cells.strips(chunk)
-                result.write(chunk, torch.bmm(cells.weights(chunk, strips), values.read(strips)))
-        return out
+            attention = _CellAttention(q, k, indices, key_mask, grid, score, scale)
+            return attention.output(v)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, indices, key_mask = ctx.saved_tensors
         with torch.no_grad(), no_autocast(q.device):
-            grads = _gradients(q, k, v, indices, key_mask, grad, *ctx.options)
+            attention = _CellAttention(q, k, indices, key_mask, *ctx.options)
+            grads = _Gradients(attention, v, grad).compute()
         marked = once_differentiable("gpa's recompute kernel", grads, (grad, q, k, v))
         return *marked, None, None, None, None, None
 
 
-def _gradients(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    indices: Tensor,
-    key_mask: Tensor | None,
-    grad: Tensor,
-    grid: Grid,
-    score: Score,
-    scale: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, k and v in three passes over the cells: values, queries, keys.
-
-    Between the passes the gradient of the logits is kept where it is smaller than the maps that a single pass would
-    need beside each other; else one pass does all.
-    """
-    staged = grid.keys * grid.q_size.area < (k.shape[2] + v.shape[2]) * grid.kv_size.area
-    cells = _CellChunks(q, k, indices, key_mask, grid, score, scale)
-    width = max(k.shape[2], v.shape[2])
-    passes = _Passes(cells, QueryCells(grad, grid), v)
-    if not staged:
-        for chunk in cells.chunks(width):
-            strips = cells.strips(chunk)
-            slope = passes.values(chunk, strips)
-            passes.queries(chunk, strips, slope)
-            passes.keys(chunk, strips, slope)
-        passes.release_values()
-        cells.release_keys()
-        return passes.dq.maps, passes.key_gradient(), passes.value_gradient()
-    slopes = [passes.values(chunk, cells.strips(chunk)) for chunk in cells.chunks(width)]
-    passes.release_values()
-    dv = passes.value_gradient()
-    for chunk, slope in zip(cells.chunks(width), slopes, strict=True):
-        passes.queries(chunk, cells.strips(chunk), slope)
-    cells.release_keys()
-    slopes.reverse()
-    for chunk in cells.chunks(width):
-        passes.keys(chunk, cells.strips(chunk), slopes.pop())
-    return passes.dq.maps, passes.key_gradient(), dv
-
-
-class Chunk(NamedTuple):
-    """A part of all cells: spans of the batch, the heads, and the rows and cols of cells."""
-
-    batch: slice
-    heads: slice
-    rows: slice
-    cols: slice
-
-
-class QueryCells:
-    """A query-sized map (B, G, C, Y, X), read and written as cells (n, Q, C) with Q the pixels of a cell."""
-
-    def __init__(self, maps: Tensor, grid: Grid) -> None:
-        self.maps = maps
-        # (B, G, C, cell rows, rows, cell cols, cols)
-        by_cols = torch.unflatten(maps, 4, (grid.cells.cols, grid.cell.cols))
-        self._view = torch.unflatten(by_cols, 3, (grid.cells.rows, grid.cell.rows))
-
-    def _part(self, chunk: Chunk) -> Tensor:
-        part = self._view[chunk.batch, chunk.heads, :, chunk.rows, :, chunk.cols]
-        return part.permute(0, 1, 3, 5, 4, 6, 2)  # (B, G, cell rows, cell cols, rows, cols, C)
-
-    def read(self, chunk: Chunk) -> Tensor:
-        return at_least_float32(self._part(chunk).flatten(4, 5).flatten(0, 3))
-
-    def write(self, chunk: Chunk, values: Tensor) -> None:
-        part = self._part(chunk)
-        part.copy_(values.view(part.shape))
-
-
-class KeyStrips:
-    """A key-sized map (B, G, C, Y, X), pixel-major, as strips of d pixels: read by strip, or added to."""
-
-    def __init__(self, maps: Tensor, grid: Grid) -> None:
-        self._channels = maps.shape[2]
-        self._keys = grid.keys
-        self.rows = _pixel_major(maps).view(-1, grid.factor * self._channels)
-
-    def read(self, strips: Tensor) -> Tensor:
-        """(n * kappa * d) strip numbers -> (n, L, C)."""
-        return at_least_float32(self.rows.index_select(0, strips).view(-1, self._keys, self._channels))
-
-    def add(self, strips: Tensor, values: Tensor) -> None:
-        """Add (n, L, C) to the strips."""
-        self.rows.index_add_(0, strips, values.reshape(-1, self.rows.shape[1]))
-
-
-class _CellChunks:
-    """The attention weights of some cells at a time, computed from q, k and the chosen indices."""
+class _CellAttention:
+    """The attention weights of some cells at a time, from q, k and the chosen indices."""
 
     def __init__(
         self,
@@ -172,173 +77,161 @@ class _CellChunks:
         self.grid, self.score, self.scale = grid, score, scale
         self.q, self.k = q, k
         self.factor = scale if score == "dot" else 2 * scale
+        self.chunks = CellChunks(indices, grid)
+        self.scratch, self.pool = Scratch(q), MapPool()
         self._queries = QueryCells(q, grid)
-        self._keys: KeyStrips | None = KeyStrips(k, grid)
-        self._indices = torch.unflatten(indices, 2, grid.cells)
-        self._bias = self._key_bias(key_mask)
+        self._keys = KeyStrips.of(k, grid, self.pool)
         self._masked = key_mask is not None
-        strip_cols = grid.kv_coarse.cols
-        maps = torch.arange(q.shape[0] * q.shape[1], device=q.device).view(q.shape[0], q.shape[1], 1, 1, 1)
-        self._first = maps * (grid.kv_size.rows * strip_cols)
-        self._down = torch.arange(grid.factor, device=q.device) * strip_cols
+        self._bias = self._key_bias(key_mask)
 
     def _key_bias(self, key_mask: Tensor | None) -> KeyStrips | None:
+        """What is added to a key's logits: -scale |k|^2 of the squared distance, -inf where masked."""
         bias: Tensor | None = None
         if self.score == "l2":
-            bias = _squares(self.k).mul_(-self.scale)  # (B, G, 1, Y, X)
+            bias = at_least_float32(self.k).square().sum(2, keepdim=True).mul_(-self.scale)  # (B, G, 1, Y, X)
         if key_mask is not None:
             if bias is None:
                 bias = torch.zeros_like(at_least_float32(self.k[:, :, :1]))
             bias = bias.masked_fill(~key_mask.unsqueeze(2), float("-inf"))
-        return None if bias is None else KeyStrips(bias, self.grid)
-
-    def chunks(self, width: int) -> list[Chunk]:
-        limit = CHUNK_ENTRIES["cpu" if self.q.device.type == "cpu" else "other"] // (self.grid.keys * width)
-        return [Chunk(*part) for part in chunks((*self.q.shape[:2], *self.grid.cells), limit)]
-
-    def strips(self, chunk: Chunk) -> Tensor:
-        """Strip numbers of the chunk's keys, all in one row."""
-        cols, d = self.grid.kv_coarse.cols, self.grid.factor
-        blocks = self._indices[chunk]  # (B, G, cell rows, cell cols, kappa)
-        corner = self._first[chunk.batch, chunk.heads] + (blocks // cols) * (cols * d) + blocks % cols
-        return (corner.unsqueeze(5) + self._down).flatten()
+        return None if bias is None else KeyStrips.of(bias, self.grid, self.pool)
 
     def queries(self, chunk: Chunk) -> Tensor:
         """(n, Q, D)."""
-        return self._queries.read(chunk)
+        return self._queries.read(chunk, self.scratch, "queries")
 
     def keys(self, strips: Tensor) -> Tensor:
         """(n, L, D)."""
-        if self._keys is None:
-            self._keys = KeyStrips(self.k, self.grid)
-        return self._keys.read(strips)
+        return self._keys.read(strips, self.scratch, "keys")
 
     def release_keys(self) -> None:
-        self._keys = None
+        """Let go of the pixel-major keys: neither they nor the weights can be read after."""
+        self._keys.release(self.pool)
+        del self._keys
 
     def weights(self, chunk: Chunk, strips: Tensor) -> Tensor:
         """Attention weights (n, Q, L)."""
-        logits = self.scaled(self.queries(chunk), self.keys(strips).transpose(1, 2))
+        logits = self.scaled(self.queries(chunk), self.keys(strips).transpose(1, 2), "weights")
         if self._bias is None:
             return softmax_(logits)
-        bias = self._bias.read(strips).transpose(1, 2)  # (n, 1, L)
+        bias = self._bias.read(strips, self.scratch, "bias").transpose(1, 2)  # (n, 1, L)
         if not self._masked:
             return softmax_(logits.add_(bias))
         dead = (bias == float("-inf")).all(2, keepdim=True)
-        return softmax_(logits.add_(bias.masked_fill(dead, 0))).masked_fill_(dead, 0)
+        return softmax_(logits.add_(bias.masked_fill_(dead, 0))).masked_fill_(dead, 0)
 
-    def scaled(self, left: Tensor, right: Tensor) -> Tensor:
-        """The batched product times the factor of the score."""
-        unused = left.new_empty(1, 1, 1)
-        return torch.baddbmm(unused, left, right, beta=0, alpha=self.factor)
+    def product(self, left: Tensor, right: Tensor, name: str) -> Tensor:
+        """The batched product, in the scratch memory of that name."""
+        return torch.bmm(left, right, out=self.scratch.take(name, left.shape[0], left.shape[1], right.shape[2]))
+
+    def scaled(self, left: Tensor, right: Tensor, name: str) -> Tensor:
+        """The batched product times the factor of the score, in the scratch memory of that name."""
+        out = self.scratch.take(name, left.shape[0], left.shape[1], right.shape[2])
+        return torch.baddbmm(out, left, right, beta=0, alpha=self.factor, out=out)
+
+    def output(self, v: Tensor) -> Tensor:
+        """(B, G, E, Yk, Xk) values -> (B, G, E, Yq, Xq)."""
+        values = KeyStrips.of(v, self.grid, self.pool)
+        out = QueryCells(new_map(self.q, v.shape[2], self.pool), self.grid)
+        for chunk in self.chunks.within(max(self.k.shape[2], v.shape[2])):
+            strips = self.chunks.strips(chunk)
+            weights = self.weights(chunk, strips)
+            gathered = values.read(strips, self.scratch, "keys")  # the keys have served, and so have the queries
+            out.write(chunk, self.product(weights, gathered, "queries"))
+        return out.maps
 
 
-class _Passes:
-    """The three accumulations of backward, for one chunk of cells at a time."""
+class _Gradients:
+    """Gradients of q, k and v, by three passes over the cells: values, queries, keys.
 
-    def __init__(self, cells: _CellChunks, grad: QueryCells, v: Tensor) -> None:
-        self._cells, self._grad, self._v, self._k = cells, grad, v, cells.k
-        self._values: KeyStrips | None = KeyStrips(v, cells.grid)
-        self._dv: KeyStrips | None = None
-        self._dk: KeyStrips | None = None
-        self._columns: KeyStrips | None = None
-        self._dq: QueryCells | None = None
+    Between the passes the gradient of the logits is kept where it is smaller than the maps that a single pass would
+    need beside each other; else one pass does all.
+    """
 
-    @property
-    def dq(self) -> QueryCells:
-        if self._dq is None:
-            self._dq = QueryCells(_new_map(self._cells.q, self._cells.q.shape[2]), self._cells.grid)
-        return self._dq
+    def __init__(self, attention: _CellAttention, v: Tensor, grad: Tensor) -> None:
+        self._attention, self._v = attention, v
+        self._grid, self._scratch, self._pool = attention.grid, attention.scratch, attention.pool
+        self._grad = QueryCells(grad, attention.grid)
+        self._columns = KeyStrips.zeros(attention.k[:, :, :1], attention.grid, MapPool())
 
-    def release_values(self) -> None:
-        self._values = None
+    def compute(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(dq, dk, dv), each in the memory order of its map."""
+        channels = self._attention.k.shape[2] + self._v.shape[2]
+        if self._grid.keys * self._grid.q_size.area < channels * self._grid.kv_size.area:
+            return self._in_turn()
+        return self._together()
 
-    def values(self, chunk: Chunk, strips: Tensor) -> Tensor:
-        """Add to the gradient of v; returns the gradient of the logits (n, Q, L)."""
-        if self._values is None:
-            raise RuntimeError("gpa: the values were released before their pass.")
-        if self._dv is None:
-            self._dv = _new_strips(self._v, self._cells.grid)
-        weights = self._cells.weights(chunk, strips)
-        grad = self._grad.read(chunk)  # (n, Q, E)
-        self._dv.add(strips, torch.bmm(weights.transpose(1, 2), grad))
-        slope = torch.bmm(grad, self._values.read(strips).transpose(1, 2))
-        return slope.sub_((slope * weights).sum(2, keepdim=True)).mul_(weights)
+    def _chunks(self) -> list[Chunk]:
+        return self._attention.chunks.within(max(self._attention.k.shape[2], self._v.shape[2]))
 
-    def queries(self, chunk: Chunk, strips: Tensor, slope: Tensor) -> None:
-        """Write the gradient of q."""
-        self.dq.write(chunk, self._cells.scaled(slope, self._cells.keys(strips)))
+    def _in_turn(self) -> tuple[Tensor, Tensor, Tensor]:
+        attention, pool = self._attention, self._pool
+        strips, per_cell = attention.chunks.strips, self._grid.cell.area
+        slopes = self._scratch.take(
+            "slopes", attention.q.shape[0] * attention.q.shape[1] * self._grid.cells.area, per_cell, self._grid.keys
+        )
+        spans: list[tuple[Chunk, Tensor]] = []
+        start = 0
+        for chunk in self._chunks():
+            number = attention.chunks.number(chunk)
+            spans.append((chunk, slopes[start : start + number]))
+            start += number
+        values, dv_strips = KeyStrips.of(self._v, self._grid, pool), KeyStrips.zeros(self._v, self._grid, pool)
+        for chunk, slope in spans:
+            self._values_pass(chunk, strips(chunk), values, dv_strips, slope)
+        values.release(pool)
+        dv = dv_strips.to_map(self._v, pool)
+        dq = QueryCells(new_map(attention.q, attention.q.shape[2], pool), self._grid)
+        for chunk, slope in spans:
+            self._queries_pass(chunk, strips(chunk), slope, dq)
+        attention.release_keys()
+        dk_strips = KeyStrips.zeros(attention.k, self._grid, pool)
+        for chunk, slope in spans:
+            self._keys_pass(chunk, strips(chunk), slope, dk_strips)
+        del slopes, spans, slope
+        self._scratch.clear()
+        return dq.maps, self._key_gradient(dk_strips), dv
 
-    def keys(self, chunk: Chunk, strips: Tensor, slope: Tensor) -> None:
-        """Add to the gradient of k."""
-        if self._dk is None:
-            self._dk = _new_strips(self._k, self._cells.grid)
-        self._dk.add(strips, self._cells.scaled(slope.transpose(1, 2), self._cells.queries(chunk)))
-        if self._cells.score == "l2":
-            if self._columns is None:
-                self._columns = _new_strips(self._k[:, :, :1], self._cells.grid)
-            self._columns.add(strips, slope.sum(1).unsqueeze(2))
+    def _together(self) -> tuple[Tensor, Tensor, Tensor]:
+        attention, pool = self._attention, self._pool
+        values, dv_strips = KeyStrips.of(self._v, self._grid, pool), KeyStrips.zeros(self._v, self._grid, pool)
+        dq = QueryCells(new_map(attention.q, attention.q.shape[2], pool), self._grid)
+        dk_strips = KeyStrips.zeros(attention.k, self._grid, pool)
+        for chunk in self._chunks():
+            strips = attention.chunks.strips(chunk)
+            slope = self._scratch.take("slopes", attention.chunks.number(chunk), self._grid.cell.area, self._grid.keys)
+            self._values_pass(chunk, strips, values, dv_strips, slope)
+            self._queries_pass(chunk, strips, slope, dq)
+            self._keys_pass(chunk, strips, slope, dk_strips)
+        values.release(pool)
+        attention.release_keys()
+        dv = dv_strips.to_map(self._v, pool)
+        return dq.maps, self._key_gradient(dk_strips), dv
 
-    def value_gradient(self) -> Tensor:
-        dv, self._dv = self._dv, None
-        return _as_map(dv, self._v)
+    def _values_pass(self, chunk: Chunk, strips: Tensor, values: KeyStrips, dv: KeyStrips, slope: Tensor) -> None:
+        """Add to the gradient of v; leaves the gradient of the logits (n, Q, L) in `slope`."""
+        attention = self._attention
+        weights = attention.weights(chunk, strips)
+        grad = self._grad.read(chunk, self._scratch, "queries")  # (n, Q, E); the queries have served
+        dv.add(strips, attention.product(weights.transpose(1, 2), grad, "spread"))
+        gathered = values.read(strips, self._scratch, "keys")  # (n, L, E)
+        torch.bmm(grad, gathered.transpose(1, 2), out=slope)
+        terms = torch.mul(slope, weights, out=self._scratch.take("terms", *slope.shape))
+        slope.sub_(terms.sum(2, keepdim=True)).mul_(weights)
 
-    def key_gradient(self) -> Tensor:
-        dk, self._dk = self._dk, None
-        gradient = _as_map(dk, self._k)
-        if self._columns is not None:  # d(-|q - k|^2) = 2 (q - k) dk: the part that the queries did not bring
-            gradient.addcmul_(_as_map(self._columns, self._k[:, :, :1]), self._k, value=-2 * self._cells.scale)
+    def _queries_pass(self, chunk: Chunk, strips: Tensor, slope: Tensor, dq: QueryCells) -> None:
+        attention = self._attention
+        dq.write(chunk, attention.scaled(slope, attention.keys(strips), "queries"))
+
+    def _keys_pass(self, chunk: Chunk, strips: Tensor, slope: Tensor, dk: KeyStrips) -> None:
+        attention = self._attention
+        dk.add(strips, attention.scaled(slope.transpose(1, 2), attention.queries(chunk), "spread"))
+        if attention.score == "l2":
+            self._columns.add(strips, slope.sum(1))
+
+    def _key_gradient(self, strips: KeyStrips) -> Tensor:
+        attention, pool = self._attention, self._pool
+        gradient = strips.to_map(attention.k, pool)
+        if attention.score == "l2":  # of -|q - k|^2 the queries brought 2 q so far; the keys' own share is -2 k
+            columns = self._columns.to_map(at_least_float32(attention.k[:, :, :1]), MapPool())
+            gradient.addcmul_(columns.to(gradient.dtype), attention.k, value=-2 * attention.scale)
         return gradient
-
-
-def _squares(maps: Tensor) -> Tensor:
-    return at_least_float32(maps).square().sum(2, keepdim=True)
-
-
-def _new_map(like: Tensor, channels: int) -> Tensor:
-    """An empty (B, G, channels, Y, X) map in the memory order of `like`."""
-    batch, heads, _, rows, cols = like.shape
-    if like.stride(2) == 1 and like.shape[2] > 1:
-        return like.new_empty(batch, rows, cols, heads, channels).permute(0, 3, 4, 1, 2)
-    return like.new_empty(batch, heads, channels, rows, cols)
-
-
-def _new_strips(like: Tensor, grid: Grid) -> KeyStrips:
-    batch, heads, channels, rows, cols = like.shape
-    dtype = at_least_float32(like[:0]).dtype
-    zeros = torch.zeros(batch, heads, rows, cols, channels, dtype=dtype, device=like.device)
-    return KeyStrips(zeros.permute(0, 1, 4, 2, 3), grid)
-
-
-def _as_map(strips: KeyStrips | None, like: Tensor) -> Tensor:
-    """Accumulated strips as a map shaped and typed as `like`, in its memory order."""
-    if strips is None:
-        return torch.zeros_like(like)
-    batch, heads, channels, rows, cols = like.shape
-    maps = strips.rows.view(batch, heads, rows, cols, channels).permute(0, 1, 4, 2, 3)
-    if maps.stride() == like.stride() and maps.dtype == like.dtype:
-        return maps
-    result = torch.empty_like(like)
-    if result.is_contiguous():
-        _copy_planes(result.flatten(3), maps.flatten(3))
-        return result
-    return result.copy_(maps)
-
-
-def _pixel_major(maps: Tensor) -> Tensor:
-    """(B, G, C, Y, X) -> contiguous (B, G, Y, X, C), without a copy where the memory is so already."""
-    turned = maps.permute(0, 1, 3, 4, 2)
-    if turned.is_contiguous() or not maps.is_contiguous():
-        return turned.contiguous()
-    result = maps.new_empty(turned.shape)
-    _copy_planes(result.flatten(2, 3), maps.flatten(3).transpose(2, 3))
-    return result
-
-
-def _copy_planes(target: Tensor, source: Tensor) -> None:
-    """Copy (B, G, M, N) between memory orders one (M, N) plane at a time: the CPU's fast transposition is for two axes."""
-    if target.device.type != "cpu":
-        target.copy_(source)
-        return
-    for to, of in zip(target.flatten(0, 1), source.flatten(0, 1), strict=True):
-        to.copy_(of)

@@ -115,6 +115,7 @@ class Task(pl.LightningModule):
         """Count the images of this step over all ranks; the trainer stops once the run is complete."""
         images = batch_size * self.trainer.world_size
         self.images_seen += images
+        self.log("images_seen", self.images_seen.double())
         if int(self.images_seen) >= self.images:
             self.trainer.should_stop = True
         return images

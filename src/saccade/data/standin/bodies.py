@@ -8,12 +8,12 @@ Joints follow the OpenPose-18 order; the numbers of proportions and angles are o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.floating[Any]]
+from saccade.data.standin.painter import Floats
+
 View = Literal["front", "side", "back", "full"]
 
 NOSE, NECK = 0, 1

@@ -13,11 +13,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.floating[Any]]
-Bytes = npt.NDArray[np.uint8]
-Colour = tuple[int, int, int]
+from saccade.data.standin.painter import Bytes, Colour, Floats
 
 PX = 440  # texture pixels in one body height: about the canvas' own resolution
 
@@ -75,6 +72,15 @@ def photograph(name: str) -> Bytes:
         rows = round(image.shape[0] * 512 / image.shape[1])
         image = cv2.resize(image, (512, rows), interpolation=cv2.INTER_AREA)
     return image
+
+
+@functools.cache
+def _grain(name: str) -> Floats:
+    """The grain of a grey photograph as a mirrored tile, (256, 256), mean about 0, deviation about 1."""
+    tile = cv2.resize(photograph(name), (128, 128), interpolation=cv2.INTER_AREA).astype(np.float32)
+    tile = (tile - cv2.blur(tile, (25, 25))) / tile.std()
+    tile = np.concatenate([tile, tile[:, ::-1]], axis=1)
+    return np.concatenate([tile, tile[::-1]], axis=0)
 
 
 def crop(rng: np.random.Generator, name: str, rows: int, cols: int, least: float = 0.45) -> Bytes:
@@ -136,10 +142,7 @@ class Fabric:
         cloth = draw(self, np.float32(cell), around, along, rows, cols)
         cloth = np.broadcast_to(cloth, (rows, cols, 3))
         if self.weave is not None:
-            grain = cv2.resize(photograph(self.weave), (128, 128), interpolation=cv2.INTER_AREA).astype(np.float32)
-            grain = (grain - cv2.blur(grain, (25, 25))) / grain.std()
-            grain = np.concatenate([grain, grain[:, ::-1]], axis=1)
-            grain = np.concatenate([grain, grain[::-1]], axis=0)[np.arange(rows) % 256][:, np.arange(cols) % 256]
+            grain = _grain(self.weave)[np.arange(rows) % 256][:, np.arange(cols) % 256]
             cloth = cloth * (1 + (0.045 if self.denim else 0.06) * grain)[..., None].clip(0.7, 1.25)
         result: Floats = np.array(cloth, dtype=np.float32, order="C")
         return result
@@ -289,10 +292,10 @@ def _letters(f: Fabric, cell: Any, s: Floats, t: Floats, rows: int, cols: int) -
     word = WORDS[int(rng.integers(len(WORDS)))]
 
     def stamp(cloth: Bytes, x: float, y: float, radius: float, turn: float, colour: Colour) -> None:
-        size = radius / 22
-        (w, h), _ = cv2.getTextSize(word[:1], FONTS[0], size, 2)
+        size = radius / 15
+        (w, h), _ = cv2.getTextSize(word[:1], FONTS[0], size, 3)
         cv2.putText(cloth, word[int(turn * 7) % len(word)], (int(x - w / 2), int(y + h / 2)), FONTS[0], size, colour,
-                    max(int(radius / 5), 1), cv2.LINE_AA)  # fmt: skip
+                    max(int(radius / 3.5), 1), cv2.LINE_AA)  # fmt: skip
 
     return _scatter(f, float(cell), rows, cols, stamp)
 
@@ -330,7 +333,8 @@ def sample_fabric(rng: np.random.Generator, weights: dict[str, float], avoid: Co
             break
         base = pick(rng, families[int(rng.integers(4))])
     second = contrasting(rng, base, BRIGHTS + NEUTRALS if rng.random() < 0.6 else NEUTRALS)
-    third = contrasting(rng, second, BRIGHTS + PASTELS, 45.0)
+    apart = tuple(other for other in BRIGHTS + PASTELS if np.abs(np.subtract(other, base)).sum() > 150)
+    third = contrasting(rng, second, apart, 45.0)
     large = pattern in ("flowers", "stars", "letters", "argyle", "tartan", "dots", "gingham", "camouflage")
     period = float(rng.uniform(0.065, 0.11) if large else rng.uniform(0.045, 0.10))
     weave = WEAVES[int(rng.integers(3))] if pattern == "plain" and rng.random() < 0.5 else None

@@ -11,12 +11,12 @@ from saccade.data.standin import bodies, fabrics, limbs, portraits
 from saccade.data.standin.bodies import L_ANKLE, L_SHOULDER, NECK, PELVIS, R_ANKLE, R_SHOULDER, View, to_picture, vec
 from saccade.data.standin.garments import sample_outfit
 from saccade.data.standin.heads import EAR_ANGLE, EAR_U, EYE_ANGLE, EYE_U, NOSE_U, SKINS, sample_head, shade
-from saccade.data.standin.painter import Bytes, Canvas, Floats
+from saccade.data.standin.painter import Bytes, Canvas, Colour, Floats
 from saccade.data.standin.stage import Person, Stage
 from saccade.geometry import Size
 
 LEAST_ROWS = 384  # small pictures are painted at least this large, then reduced
-WALLS: tuple[fabrics.Colour, ...] = (
+WALLS: tuple[Colour, ...] = (
     (176, 190, 197), (188, 170, 164), (158, 172, 150), (160, 160, 190), (205, 180, 150), (214, 160, 140),
     (120, 140, 160),
 )  # fmt: skip
@@ -42,7 +42,7 @@ def sample_person(rng: np.random.Generator) -> Person:
     kind = rng.random()
     if kind < 0.66:
         grey = int(rng.integers(212, 248))
-        tone: fabrics.Colour = (grey, grey, min(grey + int(rng.integers(0, 5)), 255))
+        tone: Colour = (grey, grey, min(grey + int(rng.integers(0, 5)), 255))
     elif kind < 0.87:
         tone = shade(fabrics.pick(rng, fabrics.PASTELS), float(rng.uniform(0.90, 1.0)))
     else:

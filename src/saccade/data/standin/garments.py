@@ -13,22 +13,13 @@ import cv2
 import numpy as np
 
 from saccade.data.standin import fabrics
-from saccade.data.standin.fabrics import PX, Bytes, Colour, Fabric, Floats, mix
+from saccade.data.standin.fabrics import PX, Fabric, mix
+from saccade.data.standin.painter import Bytes, Colour, Floats
+from saccade.data.standin.wardrobe import SLEEVES, Plan, category, sample_plan
 
 TORSO_LENGTH, TORSO_GIRTH = 0.375, 0.62
 ARM_LENGTH, ARM_GIRTH = 0.296, 0.18
 LEG_LENGTH, LEG_GIRTH = 0.466, 0.31
-
-TOP_WEIGHTS = {
-    "plain": 2.2, "stripes": 2.4, "bretton": 1.0, "pinstripes": 0.8, "diagonal": 0.7, "gingham": 1.2, "tartan": 1.1,
-    "argyle": 0.7, "dots": 1.2, "chevron": 0.8, "blocks": 1.3, "camouflage": 0.5, "flowers": 1.1, "stars": 0.6,
-    "letters": 0.5, "photograph": 0.9,
-}  # fmt: skip
-BOTTOM_WEIGHTS = {
-    "plain": 5.0, "stripes": 0.5, "pinstripes": 0.8, "gingham": 0.7, "tartan": 0.8, "dots": 0.6, "chevron": 0.3,
-    "camouflage": 0.5, "flowers": 0.7, "diagonal": 0.3,
-}  # fmt: skip
-SLEEVES = {"none": 0.0, "cap": 0.20, "short": 0.36, "elbow": 0.52, "three": 0.76, "long": 0.98}
 
 
 @dataclass(frozen=True)
@@ -151,7 +142,7 @@ def _front(rng: np.random.Generator, cloth: Floats, fabric: Fabric, angle: Float
     base = fabric.colours[0]
     per_u = TORSO_LENGTH * PX
     busy = fabric.pattern not in ("plain", "blocks")
-    if not busy and rng.random() < 0.75:
+    if not busy and rng.random() < 0.88:
         _print(rng, cloth, base, 0.37 * per_u, int(rng.integers(58, 84)))
     elif rng.random() < 0.30:  # a placket with buttons
         ink = fabrics.contrasting(rng, base, fabrics.NEUTRALS)
@@ -199,91 +190,7 @@ def _pleats(rng: np.random.Generator, cloth: Floats, angle: Floats, u: Floats) -
     cloth *= (1 + depth * wave)[..., None]
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """The choices that shape an outfit before anything is cut."""
-
-    kind: str  # dress, skirt, trousers, shorts, jumpsuit
-    top: Fabric
-    bottom: Fabric
-    sleeve: str
-    neckline: str
-    hem: float
-    waist: float
-    skirt_end: float
-    leg_end: float
-    leg_cut: str
-    jacket: bool
-
-
-def _plan(rng: np.random.Generator, female: bool) -> _Plan:
-    kinds = ["dress", "skirt", "trousers", "shorts", "jumpsuit"]
-    chance = [0.27, 0.20, 0.33, 0.12, 0.08] if female else [0.0, 0.0, 0.72, 0.28, 0.0]
-    kind = str(rng.choice(kinds, p=chance))
-    top = fabrics.sample_fabric(rng, TOP_WEIGHTS)
-    if kind in ("dress", "jumpsuit"):
-        bottom = top
-    elif kind in ("trousers", "shorts") and rng.random() < 0.40:
-        bottom = fabrics.denim(rng)
-    elif rng.random() < 0.45:
-        bottom = fabrics.plain(rng, fabrics.NEUTRALS)
-    else:
-        weights = BOTTOM_WEIGHTS if top.pattern in ("plain", "blocks") else {"plain": 1.0}
-        bottom = fabrics.sample_fabric(rng, weights, avoid=top.colours[0])
-    sleeves = ["none", "cap", "short", "elbow", "three", "long"]
-    sleeve = str(
-        rng.choice(sleeves, p=[0.22, 0.08, 0.28, 0.07, 0.08, 0.27] if female else [0.07, 0.03, 0.48, 0.04, 0.04, 0.34])
-    )
-    if sleeve == "none":
-        neckline = str(rng.choice(["tank", "strapless", "crew", "v", "boat"], p=[0.45, 0.15, 0.15, 0.15, 0.10]))
-        neckline = neckline if female or neckline != "strapless" else "tank"
-    else:
-        chance = [0.40, 0.24, 0.20, 0.16] if female else [0.72, 0.18, 0.06, 0.04]
-        neckline = str(rng.choice(["crew", "v", "scoop", "boat"], p=chance))
-    if neckline == "crew" and sleeve == "long" and rng.random() < 0.4:
-        neckline = "turtle"
-    tucked = kind == "skirt" or (female and rng.random() < 0.4)
-    hem = (
-        2.0 if kind in ("dress", "jumpsuit") else float(rng.uniform(0.64, 0.70) if tucked else rng.uniform(0.80, 0.91))
-    )
-    if kind in ("trousers", "skirt") and female and rng.random() < 0.12:
-        hem = float(rng.uniform(0.50, 0.58))  # cropped
-    skirt_end = 1.0
-    if kind in ("dress", "skirt"):
-        skirt_end = float(
-            rng.choice(
-                [rng.uniform(1.22, 1.50), rng.uniform(1.50, 1.72), rng.uniform(1.80, 2.15)], p=[0.45, 0.35, 0.20]
-            )
-        )
-    leg_end = {"trousers": 0.985, "jumpsuit": 0.985, "shorts": float(rng.uniform(0.16, 0.46))}.get(kind, 0.0)
-    if kind == "trousers" and rng.random() < 0.2:
-        leg_end = float(rng.uniform(0.74, 0.90))
-    cuts = ["skinny", "straight", "wide", "flared"]
-    cut = str(rng.choice(cuts, p=[0.4, 0.3, 0.15, 0.15] if female else [0.25, 0.6, 0.15, 0.0]))
-    jacket = kind != "jumpsuit" and rng.random() < 0.13
-    waist = float(rng.uniform(0.62, 0.68)) if female else float(rng.uniform(0.74, 0.80))
-    return _Plan(kind, top, bottom, sleeve, neckline, hem, waist, skirt_end, leg_end, cut, jacket)
-
-
-def _category(plan: _Plan, female: bool) -> str:
-    if plan.jacket:
-        return "Jackets_Coats" if female else "Jackets_Vests"
-    if plan.kind == "dress":
-        return "Dresses"
-    if plan.kind == "jumpsuit":
-        return "Rompers_Jumpsuits"
-    if plan.kind == "skirt":
-        return "Skirts"
-    if plan.bottom.denim:
-        return "Denim"
-    if plan.kind == "shorts":
-        return "Shorts"
-    if plan.sleeve == "long":
-        return "Sweaters"
-    return "Tees_Tanks"
-
-
-def _torso(rng: np.random.Generator, plan: _Plan, skin: Colour) -> tuple[Bytes, Fabric | None]:
+def _torso(rng: np.random.Generator, plan: Plan, skin: Colour) -> tuple[Bytes, Fabric | None]:
     rows = round(plan.skirt_end * TORSO_LENGTH * PX)
     cloth = plan.top.cut(rows, TORSO_GIRTH)
     cols = cloth.shape[1]
@@ -316,7 +223,7 @@ def _torso(rng: np.random.Generator, plan: _Plan, skin: Colour) -> tuple[Bytes, 
     return np.clip(body, 0, 255).astype(np.uint8), jacket
 
 
-def _arm(rng: np.random.Generator, plan: _Plan, skin: Colour, jacket: Fabric | None) -> tuple[Bytes, float]:
+def _arm(rng: np.random.Generator, plan: Plan, skin: Colour, jacket: Fabric | None) -> tuple[Bytes, float]:
     rows = round(ARM_LENGTH * PX)
     end = 0.98 if jacket is not None else SLEEVES[plan.sleeve]
     fabric = jacket or plan.top
@@ -336,7 +243,7 @@ def _arm(rng: np.random.Generator, plan: _Plan, skin: Colour, jacket: Fabric | N
     return np.clip(body, 0, 255).astype(np.uint8), end
 
 
-def _leg(rng: np.random.Generator, plan: _Plan, skin: Colour, shoe: Colour) -> Bytes:
+def _leg(rng: np.random.Generator, plan: Plan, skin: Colour, shoe: Colour) -> Bytes:
     rows = round(LEG_LENGTH * PX)
     cloth = plan.bottom.cut(rows, LEG_GIRTH, start=0.88 * TORSO_LENGTH)
     cols = cloth.shape[1]
@@ -367,7 +274,7 @@ def _leg(rng: np.random.Generator, plan: _Plan, skin: Colour, shoe: Colour) -> B
     return np.clip(body, 0, 255).astype(np.uint8)
 
 
-def _ease(plan: _Plan, sleeve_end: float, loose: float) -> tuple[Floats, Floats]:
+def _ease(plan: Plan, sleeve_end: float, loose: float) -> tuple[Floats, Floats]:
     """How much wider than the skin sleeves and trouser legs are, as (n, 2) arrays of u and body heights."""
     end = max(sleeve_end, 0.02)
     arm = np.array([[0, 0.0], [0.5 * end, 0.005 * loose], [end, 0.007 * loose], [end + 0.01, 0.0], [2, 0.0]])
@@ -393,7 +300,7 @@ def sample_outfit(rng: np.random.Generator, female: bool, skin: Colour) -> Outfi
         female: which garments are likely.
         skin: the colour where no cloth lies.
     """
-    plan = _plan(rng, female)
+    plan = sample_plan(rng, female)
     shoe = fabrics.pick(rng, fabrics.NEUTRALS if rng.random() < 0.55 else fabrics.NEUTRALS + fabrics.BRIGHTS)
     if rng.random() < 0.3:
         shoe = plan.top.colours[int(rng.integers(2))]
@@ -405,7 +312,7 @@ def sample_outfit(rng: np.random.Generator, female: bool, skin: Colour) -> Outfi
     heels = female and rng.random() < 0.45
     sole = (240, 238, 232) if fabrics.luminance(shoe) < 200 and rng.random() < 0.5 else (40, 36, 34)
     return Outfit(
-        category=_category(plan, female),
+        category=category(plan, female),
         torso=torso,
         torso_end=plan.skirt_end,
         arm=arm,

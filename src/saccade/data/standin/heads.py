@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 
 from saccade.data.standin import fabrics
-from saccade.data.standin.fabrics import Bytes, Colour, Floats, mix
+from saccade.data.standin.fabrics import mix
 from saccade.data.standin.garments import angles, folds
+from saccade.data.standin.painter import Bytes, Colour, Floats
 
 SKINS: tuple[Colour, ...] = (
     (255, 224, 200), (246, 208, 178), (238, 194, 158), (224, 172, 130), (204, 148, 106), (172, 116, 78), (136, 88, 58),

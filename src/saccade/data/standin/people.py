@@ -21,14 +21,14 @@ from typing import Any
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 
 from saccade.data.standin.bodies import View
 from saccade.data.standin.figures import Picture, draw, sample_person
+from saccade.data.standin.painter import Bytes, Floats
 from saccade.data.standin.stage import Person
 from saccade.geometry import Size
 
-VERSION = 1  # raise it whenever the same arguments would give other files
+VERSION = 2  # raise it whenever the same arguments would give other files
 MARKER, MANIFEST = "STANDIN.txt", "standin.json"
 FRAME = Size(256, 176)  # the frame of fasion-resize-annotation-*.csv, whatever the size of the pictures
 VIEWS: tuple[View, ...] = ("front", "side", "back", "full", "front", "side", "full", "back", "front")
@@ -63,7 +63,7 @@ class _Task:
 
 def render_person(
     identity_seed: int, pose_seed: int, size: Size | Sequence[int] = FRAME, view: View | None = None
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.floating[Any]]]:
+) -> tuple[Bytes, Floats]:
     """Paint one person in one pose.
 
     Args:
@@ -91,9 +91,7 @@ def _picture(person: Person, identity_seed: int, pose_seed: int, size: Size, vie
     return draw(person, rng, view or chosen, size)
 
 
-def _annotation(
-    keypoints: npt.NDArray[np.floating[Any]], size: Size, rng: np.random.Generator
-) -> tuple[list[int], list[int]]:
+def _annotation(keypoints: Floats, size: Size, rng: np.random.Generator) -> tuple[list[int], list[int]]:
     """Keypoints as the CSV has them: y and x, integers in FRAME, -1 where missing; a few dropped as in the real one."""
     scaled = (keypoints + 0.5) * [FRAME.cols / size.cols, FRAME.rows / size.rows] - 0.5
     missing = np.isnan(scaled).any(axis=1) | (rng.random(18) < DROPPED) | (rng.random() < DROPPED)
@@ -154,7 +152,11 @@ def _start_worker() -> None:
 def _results(tasks: list[_Task], workers: int) -> Iterator[Iterable[list[Row]]]:
     """The rows of every task in order, from this process or from a pool of others."""
     if workers > 0:
-        with multiprocessing.get_context("spawn").Pool(workers, initializer=_start_worker) as pool:
+        posix = "forkserver" in multiprocessing.get_all_start_methods()  # imports once, not once a worker
+        context = multiprocessing.get_context("forkserver" if posix else "spawn")
+        if posix:
+            multiprocessing.set_forkserver_preload([__name__])
+        with context.Pool(workers, initializer=_start_worker) as pool:
             yield pool.imap(_write_identity, tasks, chunksize=4)
     else:
         yield map(_write_identity, tasks)

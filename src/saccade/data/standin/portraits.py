@@ -125,7 +125,7 @@ def _tied(stage: Stage) -> None:
     head, unit, yaw = stage.person.head, stage.unit, stage.skeleton.yaw_head
     back = vec(-np.sin(yaw), 0)
     if head.style == "bun":
-        spot = stage.joint(CROWN) + (vec(0, -0.004) + back * 0.018) * unit
+        spot: Floats = stage.joint(CROWN) + (vec(0, -0.004) + back * 0.018) * unit
         path: Floats = np.array([spot - vec(0, 2), spot + vec(0, 2)])
         size: Floats = table((0, 1), (0.026, 0.026)) * unit
     elif head.style == "pony":

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from saccade.data.standin.bodies import Body, Skeleton, to_picture
-from saccade.data.standin.fabrics import Colour
 from saccade.data.standin.garments import Outfit
 from saccade.data.standin.heads import Head
-from saccade.data.standin.painter import Canvas
-
-Floats = npt.NDArray[np.floating[Any]]
+from saccade.data.standin.painter import Canvas, Colour, Floats
 
 
 @dataclass(frozen=True)
