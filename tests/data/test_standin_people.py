@@ -40,7 +40,7 @@ def read_annotation(path: Path) -> list[tuple[str, list[int], list[int]]]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("standin") / "deepfashion"
-    write_deepfashion(root, train_identities=6, test_identities=3, poses_per_identity=5, seed=3)
+    write_deepfashion(root, train_identities=4, test_identities=2, poses_per_identity=5, seed=3)
     return root
 
 
@@ -110,11 +110,11 @@ def test_full_views_fill_the_frame_and_back_views_hide_the_face() -> None:
     for seed in range(8):
         rng = np.random.default_rng([seed, 7])
         person = sample_person(rng)
-        rows = np.flatnonzero((draw(person, rng, "full", Size(256, 176)).mask > 0.5).any(axis=1))
-        heights.append((rows[-1] - rows[0]) / 256)
-        back = draw(person, rng, "back", Size(256, 176)).keypoints
+        rows = np.flatnonzero((draw(person, rng, "full", Size(192, 132)).mask > 0.5).any(axis=1))
+        heights.append((rows[-1] - rows[0]) / 192)
+        back = draw(person, rng, "back", Size(192, 132)).keypoints
         assert np.isnan(back[[0, 14, 15]]).all()
-        front = draw(person, rng, "front", Size(256, 176)).keypoints
+        front = draw(person, rng, "front", Size(192, 132)).keypoints
         assert not np.isnan(front[[0, 1, 2, 5]]).any()
         assert front[2, 0] < front[5, 0]  # the person's right is at the picture's left
         assert back[2, 0] > back[5, 0]
@@ -124,7 +124,7 @@ def test_full_views_fill_the_frame_and_back_views_hide_the_face() -> None:
 
 def test_a_garment_keeps_its_colours_over_the_poses() -> None:
     def torso(identity: int, pose: int) -> np.ndarray:
-        image, points = render_person(identity, pose, view="front")
+        image, points = render_person(identity, pose, (192, 132), view="front")
         outline = np.rint(points[[2, 5, 11, 8]]).astype(np.int32)
         mask = cv2.fillConvexPoly(np.zeros(image.shape[:2], np.uint8), outline, 1)
         histogram = cv2.calcHist([image], [0, 1, 2], mask, [4, 4, 4], [0, 256] * 3).ravel()
@@ -141,7 +141,7 @@ def test_a_garment_keeps_its_colours_over_the_poses() -> None:
 
 def test_files_follow_the_rules_of_the_real_ones(made: Path) -> None:
     groups: dict[str, set[str]] = {}
-    for split, people_there in (("train", 6), ("test", 3)):
+    for split, people_there in (("train", 4), ("test", 2)):
         rows = read_annotation(made / f"fasion-resize-annotation-{split}.csv")
         names = [name for name, _, _ in rows]
         assert len(names) == len(set(names)) == 5 * people_there
@@ -159,7 +159,7 @@ def test_files_follow_the_rules_of_the_real_ones(made: Path) -> None:
             assert all(-1 <= value <= 175 for value in x)
             assert all(-1 <= value <= 255 for value in y)
             assert cv2.imread(str(made / split / name)).shape == (256, 176, 3)
-    assert len(groups["train"]) == 6
+    assert len(groups["train"]) == 4
     assert not groups["train"] & groups["test"]
 
 
@@ -184,7 +184,7 @@ def test_annotation_points_are_the_pictures_own(tmp_path: Path) -> None:
     tables = []
     for rows, cols in sizes:
         root = tmp_path / f"{rows}"
-        write_deepfashion(root, **{**SMALL, "image_size": (rows, cols)})
+        write_deepfashion(root, **{**SMALL, "image_size": (rows, cols), "train_identities": 2, "test_identities": 1})
         tables.append(read_annotation(root / "fasion-resize-annotation-train.csv"))
     for (name, y, x), (other, v, u) in zip(*tables, strict=True):
         assert name == other

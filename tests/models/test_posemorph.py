@@ -222,6 +222,27 @@ def test_weights_outside_the_mixer_do_not_depend_on_the_backend():
             assert torch.equal(value, state[key]), key
 
 
+@pytest.mark.parametrize("style", ["source", "own"])
+def test_source_levels_that_no_slot_reads_are_left_out(style):
+    policy = SlotPolicy(NoAttention, exact_up_to=8)
+    net = small(policy, style=style)
+    ran = []
+    for rows, block in net.source_decoder.items():
+        block.register_forward_hook(lambda _m, _a, _o, rows=rows: ran.append(rows))
+    net(*inputs()).square().mean().backward()
+    assert ran == ["4", "8"]
+    assert {name for name, p in net.named_parameters() if p.requires_grad} == {
+        name for name, p in net.named_parameters() if p.grad is not None
+    }
+    assert net.state_dict().keys() == small(gpa_policy(), style=style).state_dict().keys()
+    ran.clear()
+    alone = small(no_attention(), style=style, style_mlp="linear")
+    alone(*inputs()).square().mean().backward()
+    assert {name for name, p in alone.named_parameters() if p.requires_grad} == {
+        name for name, p in alone.named_parameters() if p.grad is not None
+    }
+
+
 def test_a_copy_makes_the_same_picture():
     net = small(gpa_policy())
     other = copy.deepcopy(net)

@@ -133,11 +133,11 @@ def pair_of(picture, size=16, height=160):
 def test_lines_lead_from_the_query_to_its_keys_stronger_ones_more_opaque():
     keys = Size(4, 4)
     drawn = attention_picture(
-        blank(16, 16, (0, 0, 0)), blank(16, 16, (0, 0, 0)), [look([0, 15], [0.2, 0.8])], keys, height=160
+        blank(16, 16, (0, 0, 0)), blank(16, 16, (0, 0, 0)), [look([3, 12], [0.2, 0.8])], keys, height=160
     )
     pair = pair_of(drawn).astype(int)
     colour = np.asarray(query_colour(0, 1))
-    strong, weak, nothing = pair[139, 139], pair[19, 19], pair[139, 19]
+    strong, weak, nothing = pair[139, 19], pair[19, 139], pair[139, 139]
     assert np.abs(strong - colour).max() < 20
     assert np.abs(weak - colour * 0.25).max() < 30
     assert nothing.max() == 0

@@ -111,7 +111,7 @@ def test_interrupt_saves_and_resumes(
         (["attention=gpu"], "gpa"),
         (["nonsense=1"], "nonsense"),
         (["model.net.skip=cat"], "concat"),
-        (["attention.mixer.cells=7"], "up.32"),
+        (["attention.mixer.cells=[7,7]"], "up.32"),
         (["task.module.weights.self_l3=1"], "self_l3"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Random affine maps (tau in the GPA paper, arXiv 2107.03742, Eq. 4 and section 4.1) for pictures, heatmaps and points.
+"""Random affine maps (tau in L_self of GPA, arXiv 2107.03742) for pictures, heatmaps and points.
 
 The paper says "identity plus U(-0.15, 0.15) noise"; it does not say whether the translation entries are perturbed nor
 how the border is filled. Here all six entries are by default, and the fill is the caller's choice.

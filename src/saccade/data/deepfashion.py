@@ -41,7 +41,7 @@ class DeepFashionDataset(Dataset[PoseSample]):
         samples: keep only so many pairs, or all if there are fewer; None keeps all.
         subset: which ones: "random" a fixed random choice, the same in every run and in the list's order, or "first".
         unpaired: one item for each picture instead of each pair; its target pose is drawn from the other pictures', and
-            its target picture is the source again (section 5.4 of the GPA paper, Fig. 8).
+            its target picture is the source again (GPA, arXiv 2107.03742, Fig. 8).
         flip: mirror half of the draws, both pictures together, left and right keypoints swapped.
         load_in_memory: decode every picture now, at the canvas size, and keep it (3 bytes a pixel).
 

@@ -93,8 +93,8 @@ def require_no_enlarging(path: Path | str, picture: Size, box: Box, canvas: Size
     if not upscale and (box.rows > picture.rows or box.cols > picture.cols):
         raise ValueError(
             f"{path}: the picture is {picture} (rows x cols), smaller than the network's {canvas}, where it would fill "
-            f"{box.rows}x{box.cols}; use larger pictures, a smaller model.image_size, or allow enlarging them with upscale "
-            f"(data.module.upscale=true)"
+            f"{box.rows}x{box.cols}; use larger pictures, a smaller model.image_size, or allow enlarging them with "
+            f"upscale (data.module.upscale=true)"
         )
 
 

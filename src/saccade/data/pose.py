@@ -86,7 +86,7 @@ def flip_keypoints(keypoints: Tensor, size: Size) -> Tensor:
 
 
 def figure_mask(keypoints: Tensor, size: Size) -> Tensor:
-    """Where the person is, from the pose alone: PG2's pose mask (Ma et al. 2017, section 3.2).
+    """Where the person is, from the pose alone: PG2's pose mask (Ma et al. 2017).
 
     Limbs are capsules (lengthened to take in hands and feet), the torso is the convex hull of shoulders and hips
     widened by a limb's radius, the head is a disc about the face points and a point above the neck, joined to the neck.

@@ -109,8 +109,8 @@ class Pictures:
             infos = [info for info in self._archive.infolist() if info.filename.endswith(".jpg")]
             if any(info.flag_bits & 1 for info in infos):
                 raise ValueError(
-                    f"{source}: the archive is locked with the password that its authors send; unpack it (unzip -P ...) "
-                    f"and give the folder with --folder"
+                    f"{source}: the archive is locked with the password that its authors send; unpack it "
+                    f"(unzip -P ...) and give the folder with --folder"
                 )
             self.entries = [info.filename for info in infos]
         if not self.entries:
@@ -144,8 +144,8 @@ def plan(source: Pictures, lists: Path, options: Options) -> Work:
         keys, listed = find_lists(lists, split)
         if keys is None:
             raise ValueError(
-                f"{lists}: no keypoint file of the {split} split; expected fasion-resize-annotation-{split}.csv (256x176 "
-                f"frame) or fasion-annotation-{split}.csv (256x256 frame), as PATN's and DSC's repositories link them"
+                f"{lists}: no keypoint file of the {split} split; expected fasion-resize-annotation-{split}.csv "
+                f"(256x176 frame) or fasion-annotation-{split}.csv (256x256 frame), see data/README.md"
             )
         annotations[split] = read_annotations(keys)
         pairs[split] = regenerate_pairs(annotations[split]) if listed is None else read_pairs(listed)

@@ -160,6 +160,7 @@ class PoseMorphGenerator(nn.Module):
         )
         # last, so that whatever the policy builds leaves the weights above as they are
         self.attention = attention.build(self.slot_specs())
+        self._freeze_unread()
 
     def _decoder(self, style_channels: int, skip: Skip, normalisation: Normalisation, noise: bool) -> nn.ModuleDict:
         """One block a level, coarsest first, named by its rows; the coarsest starts from its encoder's map."""
@@ -178,6 +179,22 @@ class PoseMorphGenerator(nn.Module):
                 for level, size in enumerate(self.sizes)
             }
         )
+
+    def _freeze_unread(self) -> None:
+        """Leave out what no slot reads: source levels above the last slot that attends (GPA's NO has none above 64x64).
+
+        Their weights stay in the state dict, so that it is the same whatever the backend; without gradients, since
+        distributed training would wait for them.
+        """
+        attending = [level for level, block in enumerate(self.attention_blocks.values()) if block.mixer.attends]
+        self.source_levels = attending[-1] + 1 if attending else 0
+        for size in self.sizes[self.source_levels :]:
+            self.source_decoder[str(size.rows)].requires_grad_(False)
+        if not attending:
+            if self.source_mlp is not None:
+                self.source_mlp.requires_grad_(False)
+            if self.style == "own":
+                self.source_encoder.requires_grad_(False)
 
     def slot_specs(self) -> list[SlotSpec]:
         """The attention slots, coarsest first."""
@@ -212,7 +229,8 @@ class PoseMorphGenerator(nn.Module):
         image: Tensor | None = None
         for level, slot in enumerate(self.slot_specs()):
             name = str(slot.q_size.rows)
-            source = self.source_decoder[name](source, source_maps[level] if level else None, source_style)
+            if level < self.source_levels:
+                source = self.source_decoder[name](source, source_maps[level] if level else None, source_style)
             target = self.target_decoder[name](target, target_maps[level] if level else None, target_style)
             target = self.attention[slot.name](target, source)
             image = self.to_rgb[name](target, target_style, image)

@@ -1,4 +1,4 @@
-"""Memory for grid-partitioned attention: maps read as cells and as strips of keys, chunk by chunk, in reused buffers."""
+"""Memory for grid-partitioned attention: maps read as cells and as strips of keys, chunk by chunk, buffers reused."""
 
 from __future__ import annotations
 
@@ -207,7 +207,7 @@ def new_map(like: Tensor, channels: int, pool: MapPool) -> Tensor:
 
 
 def _copy_planes(target: Tensor, source: Tensor) -> None:
-    """Copy (B, G, M, N) between memory orders one (M, N) plane at a time: the CPU's fast transposition is for two axes."""
+    """Copy (B, G, M, N) between memory orders plane by plane: the CPU's fast transposition is for two axes."""
     if target.device.type != "cpu":
         target.copy_(source)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 from rich.console import Console
@@ -24,6 +25,13 @@ def show(config: DictConfig, folder: Path, notices: list[str]) -> None:
     if notices:
         text = "\n".join(f"* {notice}" for notice in notices)
         Console().print(Panel(text, title="NOT COMPARABLE WITH PUBLISHED NUMBERS", border_style="bold red"))
+    if config.budget.name == "paper" and not torch.cuda.is_available():
+        text = (
+            f"PAPER-SIZE NETWORK, and no GPU was found: a training step takes minutes here and many GiB of memory, "
+            f"{config.budget.images:,} images are out of reach. What fits: budget=demo (minutes), budget=demo_long "
+            f"(an hour or more). `python scripts/doctor.py` says what this machine has."
+        )
+        Console().print(Panel(text, title="TOO LARGE FOR THIS MACHINE", border_style="bold yellow"))
 
 
 @rank_zero_only

@@ -100,7 +100,8 @@ def _paint(stage: Stage) -> dict[int, Floats]:
     arms = {side: 0.5 * (depth[3 + 3 * side] + depth[4 + 3 * side]) - middle for side in (0, 1)}
     order = sorted(arms, key=lambda side: arms[side])
     far = [side for side in order if arms[side] < -0.03]
-    portraits.paint_hair_behind(stage)
+    hair = portraits.lay_hair(stage)
+    portraits.paint_hair_behind(stage, hair)
     for side in far:
         limbs.paint_arm(stage, side)
     for side in sorted((0, 1), key=lambda side: float(depth[9 + 3 * side] + depth[10 + 3 * side])):
@@ -108,7 +109,7 @@ def _paint(stage: Stage) -> dict[int, Floats]:
     portraits.paint_neck(stage)
     torso = limbs.paint_torso(stage)
     portraits.paint_face(stage)
-    portraits.paint_hair_over(stage)
+    portraits.paint_hair_over(stage, hair)
     for side in order:
         if side not in far:
             limbs.paint_arm(stage, side)

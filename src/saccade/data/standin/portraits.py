@@ -75,9 +75,11 @@ def paint_face(stage: Stage) -> None:
     _ears(stage, front=False)
 
 
-def _hair(stage: Stage) -> Field | None:
-    """Where the hair lies."""
+def lay_hair(stage: Stage) -> Field | None:
+    """Where the hair lies; None when there is none."""
     s, head = stage.skeleton, stage.person.head
+    if head.hair is None:
+        return None
     axis = stage.axis(s.roll_head, s.yaw_head)
     crown, chin = stage.joint(CROWN, CHIN)
     step, end = chin - crown, head.hair_end
@@ -102,20 +104,20 @@ def _hair(stage: Stage) -> Field | None:
     return stage.canvas.tube(shape)
 
 
-def paint_hair_behind(stage: Stage) -> None:
+def paint_hair_behind(stage: Stage, field: Field | None) -> None:
     """The far half of the hair, and what is tied at the back when that is the far side."""
     head = stage.person.head
     if np.cos(stage.skeleton.yaw_head) > FAR_SIDE:
         _tied(stage)
     if head.hair is not None:
-        stage.canvas.paint(_hair(stage), head.hair, HAIR_TOP, head.hair_end, far=True)
+        stage.canvas.paint(field, head.hair, HAIR_TOP, head.hair_end, far=True)
 
 
-def paint_hair_over(stage: Stage) -> None:
+def paint_hair_over(stage: Stage, field: Field | None) -> None:
     """The near half of the hair."""
     head = stage.person.head
     if head.hair is not None:
-        stage.canvas.paint(_hair(stage), head.hair, HAIR_TOP, head.hair_end, shade=0.5)
+        stage.canvas.paint(field, head.hair, HAIR_TOP, head.hair_end, shade=0.5)
     if np.cos(stage.skeleton.yaw_head) <= FAR_SIDE:
         _tied(stage)
 

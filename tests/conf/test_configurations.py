@@ -1,0 +1,102 @@
+"""Every combination that the command line offers composes and builds, on the meta device where it is large."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from saccade.run.build import build_task
+from saccade.run.config import CONF, register
+
+
+def names(group: str) -> list[str]:
+    folder = CONF / group
+    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+
+
+def config(*overrides: str) -> DictConfig:
+    register()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("train", overrides=list(overrides))
+
+
+@pytest.mark.parametrize("budget", names("budget"))
+@pytest.mark.parametrize("attention", names("attention"))
+@pytest.mark.parametrize("model", names("model"))
+def test_any_backend_in_any_model(model: str, attention: str, budget: str) -> None:
+    chosen = config(f"model={model}", f"attention={attention}", f"budget={budget}")
+    with torch.device("meta"):
+        generator = instantiate(chosen.model.net, _convert_="all")
+    expected = {f"up.{chosen.model.image_size[0] >> level}" for level in range(len(chosen.model.channels))}
+    assert set(generator.attention_blocks) == expected
+    above = [
+        block for block in generator.attention_blocks.values() if block.spec.q_size.area > chosen.model.exact_up_to**2
+    ]
+    wanted = chosen.attention.mixer._target_.rpartition(".")[2]
+    assert above
+    assert {type(block.mixer).__name__ for block in above} == {wanted}
+
+
+@pytest.mark.parametrize("experiment", names("experiment"))
+def test_experiments_are_strict_and_build(experiment: str) -> None:
+    chosen = config(f"experiment={experiment}")
+    assert chosen.data.module.source == "files"
+    assert chosen.task.module.perceptual.weights == "pretrained"
+    if chosen.task.name == "pose_transfer":
+        assert chosen.task.module.scores.weights == "pretrained"
+    with torch.device("meta"):
+        instantiate(chosen.model.net, _convert_="all")
+        instantiate(chosen.model.discriminator, _convert_="all")
+
+
+def test_paper_settings_of_the_pivot() -> None:
+    chosen = config("experiment=gpa/fig5_gpa1024_12_64")
+    with torch.device("meta"):
+        blocks = instantiate(chosen.model.net, _convert_="all").attention_blocks
+    assert {name: type(block.mixer).__name__ for name, block in blocks.items()} == {
+        **dict.fromkeys(("up.8", "up.16", "up.32", "up.64"), "FullAttention"),
+        **dict.fromkeys(("up.128", "up.256"), "GridPartitionedAttention"),
+    }
+    assert blocks["up.256"].mixer.keys_per_cell == 12
+
+
+@pytest.mark.parametrize("task", names("task"))
+def test_tasks_build_at_the_smallest_budget(task: str) -> None:
+    built = build_task(config("budget=smoke", f"task={task}", "task.module.perceptual.weights=random"))
+    assert built.images == 16
+    assert (built.discriminator is None) == (task == "distortion")
+
+
+def test_initial_weights_do_not_depend_on_the_backend() -> None:
+    tasks = {
+        name: build_task(config("budget=smoke", f"attention={name}", "task.module.perceptual.weights=random"))
+        for name in ("gpa", "none", "full")
+    }
+    reference = tasks["gpa"].state_dict()
+    for task in tasks.values():
+        state = task.state_dict()
+        assert state.keys() == reference.keys()
+        assert all(torch.equal(state[name], reference[name]) for name in state)
+
+
+def test_misfits_are_reported_together_with_valid_choices() -> None:
+    chosen = config("budget=smoke", "attention.mixer.cells=[7,7]", "model.exact_up_to=8")
+    with pytest.raises((ValueError, InstantiationException)) as raised:
+        build_task(chosen)
+    message = str(raised.value.__cause__ or raised.value)
+    assert "up.16" in message
+    assert "up.32" in message
+    assert "alid" in message
+
+
+def test_group_files_are_named_as_they_say() -> None:
+    for group in ("model", "attention", "data", "task", "budget", "numerics"):
+        for name in names(group):
+            text = (Path(CONF) / group / f"{name}.yaml").read_text()
+            assert f"\nname: {name}\n" in f"\n{text}", f"{group}/{name}.yaml"
