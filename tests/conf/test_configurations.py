@@ -46,7 +46,7 @@ def test_any_backend_in_any_model(model: str, attention: str, budget: str) -> No
 @pytest.mark.parametrize("experiment", names("experiment"))
 def test_experiments_are_strict_and_build(experiment: str) -> None:
     chosen = config(f"experiment={experiment}")
-    assert chosen.data.module.source == "files"
+    assert chosen.data.source == chosen.data.module.source == "files"
     assert chosen.task.module.perceptual.weights == "pretrained"
     if chosen.task.name == "pose_transfer":
         assert chosen.task.module.scores.weights == "pretrained"

@@ -30,7 +30,7 @@ def folder(tmp_path_factory):
                 "attention=gpa",
                 "task=distortion",
                 "budget=smoke",
-                "data.module.source=standin",
+                "data.source=standin",
                 "data.module.standin_train=2",
                 "data.module.standin_test=2",
                 "data.module.standin_poses=2",

@@ -107,7 +107,7 @@ def test_interrupt_saves_and_resumes(
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["data.module.source=files"], "prepare_data.py deepfashion"),
+        (["data.source=files"], "prepare_data.py deepfashion"),
         (["attention=gpu"], "gpa"),
         (["nonsense=1"], "nonsense"),
         (["model.net.skip=cat"], "concat"),

@@ -6,6 +6,7 @@ reads stand-in people that were written in the same layout and says so (`banner`
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +29,8 @@ from saccade.data.sampler import EpochSampler, StreamSampler, index_at, rng_at
 from saccade.geometry import Size
 
 Choice = Literal["random", "first"]
+log = logging.getLogger(__name__)
+_MANY_PICTURES = 1000  # from here on several processes draw
 _SUBSET_SEED = 0  # ours: every run scores the same pairs
 
 
@@ -270,6 +273,10 @@ class DeepFashionModule(LightningDataModule):
             return
         from saccade.data.standin.people import write_deepfashion  # loads OpenCV
 
+        pictures = (self.standin_train + self.standin_test) * self.standin_poses
+        many = pictures >= _MANY_PICTURES and not self.data_root.is_dir()
+        if many:
+            log.info("Drawing %s stand-in pictures, once, into %s ...", f"{pictures:,}", self.data_root)
         write_deepfashion(
             self.data_root,
             train_identities=self.standin_train,
@@ -277,7 +284,7 @@ class DeepFashionModule(LightningDataModule):
             poses_per_identity=self.standin_poses,
             image_size=self.standin_size,
             seed=self.standin_seed,
-            workers=self.workers,
+            workers=min(4, os.cpu_count() or 1) if many else 0,
         )
 
     def setup(self, stage: str | None = None) -> None:

@@ -81,6 +81,7 @@ _NOISE = (
     r".*torch\.jit\.script.*",
     r".*IterableDataset.* has `__len__`.*",
     r".*The `srun` command is available.*",
+    r".*It is recommended to use `self.log.*sync_dist=True.*",  # the metrics gather by themselves
 )
 
 
@@ -89,6 +90,8 @@ def build_trainer(
 ) -> pl.Trainer:
     """A trainer whose clock is images seen: it stops when the task says so."""
     quieten()
+    if config.numerics.precision == "16-mixed" and not torch.cuda.is_available():
+        raise ValueError("numerics=fp16 needs a GPU, and none was found; valid here: fp32, bf16, deterministic")
     runtime, numerics = config.runtime, config.numerics
     ranks = max(1, int(runtime.devices)) * int(runtime.num_nodes)
     options: dict[str, Any] = {"strategy": "ddp_find_unused_parameters_true"} if ranks > 1 else {}

@@ -17,7 +17,7 @@ USAGE = """usage: python evaluate.py run=<run folder> [attention=<backend>] [<ke
        python evaluate.py images=<folder> reference=<folder> [out=<file.json>]
 
 run=        evaluate the weights of a run (checkpoints/last.ckpt, or weights.pt) on its test data; any key of its
-            config.yaml can be changed: budget.eval_samples=500, data.module.source=files, runtime.data_dir=/data
+            config.yaml can be changed: budget.eval_samples=500, data.source=files, runtime.data_dir=/data
 attention=  put another backend into the run's slots first: train with one, test with another
 images=     score a folder of pictures against reference=, file by file, under the same protocols;
             names=<metric,metric,...> chooses them (saccade.metrics.pairs.METRIC_NAMES)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any
 
 from hydra.utils import get_class
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 SIGNATURE_LENGTH = 8
+_REPEATED = re.compile(r"\$\{([\w.]+)\}")
 
 
 def resolve_autos(config: DictConfig) -> list[str]:
@@ -30,9 +32,20 @@ def resolve_autos(config: DictConfig) -> list[str]:
         options = {str(key): node[key] for key in node if key != "_target_"}
         changes, told = resolver(options, runtime)
         for key, value in changes.items():
-            OmegaConf.update(node, key, value, force_add=False)
+            _set(config, node, key, value)
         notices += [notice for notice in told if notice not in notices]
     return notices
+
+
+def _set(config: DictConfig, node: DictConfig, key: str, value: Any) -> None:
+    """Change an option where it is written: if it repeats another key, that one, so that no `auto` remains there."""
+    raw = OmegaConf.to_container(node, resolve=False)
+    written = str(raw[key]) if isinstance(raw, dict) and key in raw else ""
+    repeated = _REPEATED.fullmatch(written)
+    if repeated:
+        OmegaConf.update(config, repeated.group(1), value)
+    else:
+        OmegaConf.update(node, key, value)
 
 
 def _is_class(path: str) -> bool:
@@ -65,8 +78,7 @@ def signature(config: DictConfig) -> str:
 def run_name(config: DictConfig) -> str:
     """`<model>/<data>-<attention>-<budget>-s<seed>-<signature>`; data that is a stand-in says so."""
     data = config.data.name
-    source = OmegaConf.select(config, "data.module.source")
-    if source == "standin":
+    if OmegaConf.select(config, "data.source") == "standin":
         data = f"{data}_standin"
     stem = f"{data}-{config.attention.name}-{config.budget.name}-s{config.seed}-{signature(config)}"
     return f"{config.model.name}/{stem}"

@@ -147,7 +147,7 @@ def describe(config: DictConfig, name: str, notices: list[str]) -> dict[str, Any
         "model": config.model.name,
         "attention": config.attention.name,
         "data": config.data.name,
-        "data_source": config.data.module.get("source"),
+        "data_source": config.data.get("source"),
         "task": config.task.name,
         "budget": config.budget.name,
         "numerics": config.numerics.name,
