@@ -22,12 +22,20 @@ from attention_bench.cases import BACKENDS, DTYPES, Cell
 MIB = 2**20
 
 
-def peak_of(changes: Iterable[int]) -> int:
-    """Largest running total of allocation (positive) and release (negative) sizes, in bytes; 0 if it never rises."""
-    live = peak = 0
-    for change in changes:
-        live += change
-        peak = max(peak, live)
+def peak_of(changes: Iterable[tuple[int, int]]) -> int:
+    """Largest running total, in bytes, of (address, size) changes; size is negative where memory is released.
+
+    Releases of what was allocated before the first change do not count: they would hide as much new memory.
+    """
+    live: dict[int, int] = {}
+    total = peak = 0
+    for address, size in changes:
+        if size >= 0:
+            live[address] = size
+            total += size
+            peak = max(peak, total)
+        else:
+            total -= live.pop(address, 0)
     return peak
 
 
@@ -48,7 +56,8 @@ def cpu_peak_bytes(call: Callable[[], object]) -> int:
     memory = [e for e in events if e.get("name") == "[memory]" and e["args"]["Device Type"] == 0]
     if not memory:
         raise RuntimeError("bench_attention: torch.profiler recorded no allocation, so memory cannot be counted here")
-    return peak_of(e["args"]["Bytes"] for e in sorted(memory, key=lambda e: float(e["ts"])))
+    memory.sort(key=lambda e: float(e["ts"]))
+    return peak_of((e["args"]["Addr"], e["args"]["Bytes"]) for e in memory)
 
 
 def _resident_peak_mib() -> float:
@@ -84,22 +93,29 @@ class _Subject:
         if self.cuda:
             self.torch.cuda.synchronize()
 
-    def timed(self) -> tuple[float, float]:
-        """Wall and CPU milliseconds of one call."""
+    def _clear(self) -> None:
         for x in self.inputs:
             x.grad = None
         gc.collect()
+
+    def _clocked(self) -> tuple[float, float]:
         wall, cpu = time.perf_counter(), time.process_time()
         self._call()
         return 1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu)
 
+    def timed(self) -> tuple[float, float]:
+        """Wall and CPU milliseconds of one call."""
+        self._clear()
+        return self._clocked()
+
     def timed_and_weighed(self) -> tuple[tuple[float, float], dict[str, float]]:
         """One call with its memory: times as in `timed`, and the memory columns of the row."""
+        self._clear()
         times: list[tuple[float, float]] = []
         resident: list[float] = [_resident_peak_mib()]
 
         def call() -> None:
-            times.append(self.timed())
+            times.append(self._clocked())
             resident.append(_resident_peak_mib())
 
         if self.cuda:
@@ -109,10 +125,8 @@ class _Subject:
             peak = self.torch.cuda.max_memory_allocated() - before
         else:
             peak = cpu_peak_bytes(call)
-        return times[0], {
-            "peak_new_mib": round(peak / MIB, 2),
-            "rss_growth_mib": round(resident[1] - resident[0], 1),
-        }
+        growth = resident[1] - resident[0]
+        return times[0], {"peak_new_mib": round(peak / MIB, 2), "rss_growth_mib": round(growth, 1)}
 
 
 def _spread(name: str, values: Sequence[float]) -> dict[str, float]:

@@ -37,6 +37,7 @@ class Verdict:
     bar: str
     goal: str
     met: bool | None
+    goal_met: bool = False
 
 
 def judge(what: str, ours: float | None, peer: float | None, bar: Bar) -> Verdict:
@@ -46,7 +47,8 @@ def judge(what: str, ours: float | None, peer: float | None, bar: Bar) -> Verdic
     if ours is None or peer is None:
         return Verdict(what, None, *words, met=False if ours is None else None)
     ratio = peer / ours if bar.faster else ours / peer
-    return Verdict(what, ratio, *words, met=ratio >= bar.limit if bar.faster else ratio <= bar.limit)
+    met, goal_met = ((ratio >= x) if bar.faster else (ratio <= x) for x in (bar.limit, bar.goal))
+    return Verdict(what, ratio, *words, met=met, goal_met=goal_met)
 
 
 def _figure(row: dict[str, Any] | None, column: str, clock: str) -> float | None:
@@ -81,6 +83,7 @@ def as_text(found: Sequence[Verdict], clock: str) -> str:
     lines = [f"Ratios of medians; time is {clock} time"]
     for v in found:
         ratio = "-" if v.ratio is None else f"{v.ratio:.2f}"
-        word = {True: "met", False: "MISSED", None: "peer not measured"}[v.met]
+        word = {True: "bar met", False: "MISSED", None: "peer not measured"}[v.met]
+        word = "goal met" if v.goal_met else word
         lines.append(f"{v.what:{width}s} {ratio:>8s}   bar {v.bar:6s} goal {v.goal:6s} {word}")
     return "\n".join(lines)

@@ -19,6 +19,7 @@ def run(style, *, terminal=False, every_seconds=0.0, task=None):
 def test_lines_tell_how_far_how_fast_and_the_weighted_terms():
     _, text = run("lines")
     lines = text.splitlines()
+    assert len(lines) == 4
     assert lines[0].startswith("4 of 16 images (25%)")
     assert lines[-1].startswith("16 of 16 images (100%)")
     assert "images/s" in lines[-1]

@@ -328,3 +328,17 @@ def test_the_benchmark_peer_computes_the_same(config: Config, score: str) -> Non
     """benchmarks/peers restates the released layer's cost: a ratio to it means something only if it is the same op."""
     expected = expected_of(config, score)
     compare(expected, released_gpa(*expected.inputs, score=score, **config.options))
+
+
+@each_score
+@pytest.mark.parametrize("channels", [6, 24], ids=lambda channels: f"c{channels}")
+@pytest.mark.parametrize("keys_per_cell", [3, 9])
+def test_many_chunks_of_cells_match_the_peer(keys_per_cell: int, channels: int, score: str) -> None:
+    """Maps too large for one chunk, and too large for the loops: the peer, which the loops vouch for, stands in."""
+    q = draw(1, 2, channels, 80, 72, gain=2, seed=1)
+    k, v = draw(1, 2, channels, 56, 96, gain=2, seed=2), draw(1, 2, channels, 56, 96, seed=3)
+    options = {"cells": Size(40, 36), "keys_per_cell": keys_per_cell, "coarse": Size(40, 36), "score": score}
+    output = released_gpa(q, k, v, **options)
+    upstream = draw(*output.shape, seed=4).detach()
+    gradients = torch.autograd.grad(output, (q, k, v), upstream)
+    compare(Expected((q, k, v), upstream, output.detach(), gradients, 0, 0.0), gpa_attention(q, k, v, **options))

@@ -48,6 +48,16 @@ def test_names_are_escaped_and_marks_take_their_series_colour():
     assert re.search(rf'stroke="{stroke}" stroke-width="1.4" stroke-dasharray', chart)
 
 
+def test_long_names_and_titles_stay_inside():
+    name = "frechet_proxy_random_conv_vs_targets_256x176"
+    chart = line_chart("held-out: " + name * 2, {name + str(index): ([0, 1], [1.0, 2.0]) for index in range(3)})
+    root = ElementTree.fromstring(chart)
+    for text in root.iter("text"):
+        assert float(text.attrib["x"]) + 6 * len(text.text) * (text.attrib.get("text-anchor") is None) <= 540
+    rows = {text.attrib["y"] for text in root.iter("text") if text.attrib["class"] == "legend"}
+    assert len(rows) == 3
+
+
 def test_ticks_are_round_numbers_inside_the_range():
     assert nice_ticks(0, 1, 5) == [0, 0.2, 0.4, 0.6, 0.8, 1.0]
     assert nice_ticks(-3, 17, 4) == [0, 5, 10, 15]

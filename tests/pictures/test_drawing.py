@@ -144,6 +144,16 @@ def test_lines_lead_from_the_query_to_its_keys_stronger_ones_more_opaque():
     assert np.abs(pair[round((4 + 0.5) * 10), 160 + 8 + round((12 + 0.5) * 10)] - colour).max() < 20
 
 
+def test_a_query_that_looks_everywhere_alike_is_drawn_faintly():
+    keys = Size(8, 8)
+    dark = blank(16, 16, (0, 0, 0))
+    everywhere = attention_picture(dark, dark, [look(range(64), [1 / 64] * 64)], keys, height=160)
+    somewhere = attention_picture(dark, dark, [look([7, 56], [0.5, 0.5])], keys, height=160)
+    assert pair_of(everywhere)[:, :160].max() < 0.5 * pair_of(somewhere)[:, :160].max()
+    few = attention_picture(dark, dark, [look([7, 56, 3, 30], [0.25] * 4)], keys, height=160)
+    assert pair_of(few)[:, :160].max() > 0.9 * pair_of(somewhere)[:, :160].max()
+
+
 def test_a_key_that_several_heads_name_counts_as_often():
     keys = Size(2, 2)
     once = attention_picture(blank(8, 8), blank(8, 8), [look([0, 3], [0.5, 0.5], 4, 4)], keys, height=80)

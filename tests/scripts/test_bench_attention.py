@@ -36,8 +36,9 @@ def _row(backend: str, mode: str = "forward", **changes: Any) -> dict[str, Any]:
 
 
 def test_peak_of_a_sequence_of_allocations() -> None:
-    assert measure.peak_of([5, 5, -5, 3, -8, 9]) == 10
-    assert measure.peak_of([-5, -5]) == 0
+    assert measure.peak_of([(1, 5), (2, 5), (1, -5), (3, 3), (2, -5), (3, -3), (1, 9)]) == 10
+    assert measure.peak_of([(7, -50), (1, 5), (8, -50), (2, 5)]) == 10  # 7 and 8 were there before: not ours to count
+    assert measure.peak_of([]) == 0
 
 
 def test_cpu_peak_counts_tensors_and_temporaries_inside_operators() -> None:
@@ -56,15 +57,18 @@ def test_cpu_peak_counts_tensors_and_temporaries_inside_operators() -> None:
     assert measure.cpu_peak_bytes(lambda: torch.argsort(x)) >= 3 * MIB
 
 
-def test_the_library_needs_less_than_the_released_layer() -> None:
-    """Bytes are the same on every machine, so the memory bar is held here too, at a quarter of the bench's size."""
-    case = cases.Case("64x64", (64, 64), 160, 2, (16, 16), 12)
-    for mode in cases.MODES:
-        peaks = {}
-        for backend in ("gpa", "released-gpa"):
-            subject = measure._Subject(_cell(backend=backend, case=case, mode=mode))
-            peaks[backend] = subject.timed_and_weighed()[1]["peak_new_mib"]
-        assert peaks["gpa"] <= 0.5 * peaks["released-gpa"], mode
+@pytest.mark.parametrize("mode", ["forward", "forward+backward"])
+@pytest.mark.parametrize(
+    "case", [cases.CASES[0], pytest.param(cases.CASES[1], marks=pytest.mark.slow)], ids=lambda case: case.name
+)
+def test_memory_stays_within_the_bar(case: Any, mode: str) -> None:
+    """Bytes, unlike times, are the same on every machine, so this bar is held here and not only by the bench."""
+    peaks = {}
+    for backend in ("gpa", "released-gpa"):
+        subject = measure._Subject(_cell(backend=backend, case=case, mode=mode))
+        peaks[backend] = subject.timed_and_weighed()[1]["peak_new_mib"]
+    bar = next(bar for bar in verdicts.RELEASED_BARS if bar.mode == mode and bar.column == "peak_new_mib")
+    assert verdicts.judge("", peaks["gpa"], peaks["released-gpa"], bar).met, peaks
 
 
 def test_cell_survives_its_way_into_the_process() -> None:

@@ -12,7 +12,7 @@ from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAtte
 from saccade.geometry import AttentionShape, Size, SlotSpec
 from saccade.ops.dispatch import Score, check_kernel_name, check_score
 from saccade.ops.gpa import KERNELS, gpa_attention, gpa_coverage, gpa_weights
-from saccade.ops.gpa_cells import grid_reasons, valid_cells, valid_coarse
+from saccade.ops.gpa_cells import grid_reasons, valid_cell_counts, valid_coarse
 
 #: Options in which the paper's text (Eq. 1, section 3) differs from the released layer, whose values are the defaults.
 PAPER: Mapping[str, object] = MappingProxyType({"score": "dot", "scale": 1.0})
@@ -174,16 +174,18 @@ class GridPartitionedAttention(SpatialAttention):
                     f"query map {q_size} is not a multiple of the factor {factor} that coarse={self.coarse} gives it. "
                     f"Valid here: coarse={valid}."
                 ]
+        misfit = grid_reasons(q_size, kv_size, coarse, Size(1, 1), self.keys_per_cell)
+        if misfit:
+            return misfit
         if isinstance(self.cells, int):
+            valid = _listed(valid_cell_counts(coarse, self.cells))
             if min(coarse) < self.cells:
-                valid = _listed([min(size) for size in valid_cells(coarse, Size.of(self.cells))])
                 return [
                     f"query map {q_size}, pooled to {coarse}, has fewer pixels along its shorter side than "
                     f"cells={self.cells}. Valid here: {valid}."
                 ]
             side = min(coarse) // self.cells
             if coarse.rows % side or coarse.cols % side:
-                valid = _listed([str(size) for size in valid_cells(coarse, Size.of(self.cells))])
                 return [
                     f"query map {q_size}, pooled to {coarse}, does not split into square cells of {side} coarse "
                     f"pixels, which cells={self.cells} along the shorter side gives. Valid here: {valid}."

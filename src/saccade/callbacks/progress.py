@@ -39,7 +39,9 @@ class Rate:
         self._marks: deque[tuple[float, int]] = deque()
 
     def mark(self, now: float, images: int) -> None:
-        """Note that `images` were seen at time `now` (seconds of any steady clock)."""
+        """Note that `images` were seen at time `now` (seconds of any steady clock); only a new count tells anything."""
+        if self._marks and self._marks[-1][1] == images:
+            return
         self._marks.append((now, images))
         while len(self._marks) > 2 and now - self._marks[0][0] > _WINDOW_S:
             self._marks.popleft()
@@ -91,6 +93,7 @@ class ImagesProgress(pl.Callback):
         self._train: TaskID | None = None
         self._check: TaskID | None = None
         self._shown = 0.0
+        self._shown_at = -1
 
     # ------------------------------------------------------------------ training
 
@@ -115,7 +118,7 @@ class ImagesProgress(pl.Callback):
         self._show(trainer, pl_module, now)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._active(trainer):
+        if self._active(trainer) and (self.style == "bar" or images_seen(pl_module) != self._shown_at):
             self._show(trainer, pl_module, time.monotonic())
         self._close()
 
@@ -124,6 +127,7 @@ class ImagesProgress(pl.Callback):
 
     def _show(self, trainer: pl.Trainer, module: Any, now: float) -> None:
         seen = images_seen(module)
+        self._shown_at = seen
         self._rate.mark(now, seen)
         rate = self._rate.per_second
         left = clock((self.total - seen) / rate) if rate else "?"

@@ -103,6 +103,12 @@ def valid_cells(coarse: Size, wanted: Size, limit: int = 3) -> list[Size]:
     return sorted(sizes, key=lambda size: abs(size.area - wanted.area))[:limit]
 
 
+def valid_cell_counts(coarse: Size, wanted: int, limit: int = 3) -> list[int]:
+    """Numbers of square cells along the shorter side that tile a coarse map, nearest to the wanted first."""
+    counts = [min(coarse) // side for side in _divisors(gcd(*coarse))]
+    return sorted(counts, key=lambda count: abs(count - wanted))[:limit]
+
+
 def block_pixels(indices: Tensor, grid: Grid) -> Tensor:
     """Flat full-resolution pixels of coarse keys, block after block: (..., kappa) -> (..., kappa * d * d)."""
     d = grid.factor

@@ -1,14 +1,15 @@
 """Where chosen query points look: lines to their keys and a heat map of each (GPA paper, Fig. 9).
 
 Queries lie in the picture on the right (the generated or target figure), keys in the one on the left (the source). A
-line's opacity is the affinity of its key, relative to the strongest key of the same query. The rows of small
-pictures below, which the paper does not have, show each query's whole distribution over the source; the percentage
-is the share of its strongest key.
+line's opacity is the affinity of its key, relative to the strongest key of the same query, and less where a query
+looks everywhere alike. The rows of small pictures below, which the paper does not have, show each query's whole
+distribution over the source; the percentage is the share of its strongest key.
 """
 
 from __future__ import annotations
 
 import colorsys
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,8 @@ _SHIFT = 4
 _GAP = 8
 _MARGIN = 10
 _TEXT = 13
-MAX_LINES = 64
+MAX_LINES = 48
+_PEAKED = 16.0  # a key with so many times the mean share of all keys is drawn at full strength
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,12 @@ def _density(look: Look, keys: Size) -> NDArray[np.float64]:
     return flat.reshape(keys.rows, keys.cols)
 
 
+def strength(shares: NDArray[np.float64]) -> float:
+    """How clearly a query looks somewhere: 1 from _PEAKED times the mean share up, 0.15 if everywhere alike."""
+    peak = float(shares.max()) * shares.size
+    return min(1.0, max(0.15, math.log(max(peak, 1.0)) / math.log(_PEAKED)))
+
+
 def _blend(canvas: Picture, mask: NDArray[np.uint8], colour: Colour) -> None:
     share = (mask.astype(np.float32) / 255.0)[..., None]
     canvas[:] = np.rint(canvas * (1.0 - share) + np.asarray(colour, dtype=np.float32) * share).astype(np.uint8)
@@ -103,7 +111,7 @@ def _draw_lines(
     strongest = strongest[shares[strongest] > 0]
     if strongest.size == 0:
         return
-    top = shares[strongest[0]]
+    top = shares[strongest[0]] / strength(shares)
     lines, dots = (np.zeros(canvas.shape[:2], dtype=np.uint8) for _ in range(2))
     step_y, step_x = source.rows / keys.rows, source.cols / keys.cols
     for key in strongest[::-1]:  # the strongest last, over the others
@@ -124,7 +132,7 @@ def _mark(canvas: Picture, start: tuple[float, float], colour: Colour) -> None:
 def _heat_tile(source: Picture, look: Look, keys: Size, colour: Colour) -> Picture:
     """The source, dimmed, lit where this query looks, in a frame of the query's colour."""
     shares = _density(look, keys)
-    lit = shares / max(float(shares.max()), np.finfo(np.float64).tiny)
+    lit = shares / max(float(shares.max()), np.finfo(np.float64).tiny) * strength(shares)
     rows, cols = source.shape[:2]
     level = cv2.resize(np.sqrt(lit), (cols, rows), interpolation=cv2.INTER_NEAREST)
     share = (level * 0.85)[..., None]

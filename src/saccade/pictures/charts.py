@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
 Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
@@ -11,6 +12,7 @@ Series = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 PALETTE = ("#2563a8", "#c2541b", "#2d8a57", "#8b3fa0", "#b3262e", "#6d6a2f", "#1a8a9c", "#7a5230")
 _LEFT, _RIGHT, _TOP, _BOTTOM = 58, 14, 12, 40
 _MAX_POINTS = 400
+_LETTER = 6.3  # pixels a letter of the legend takes, about
 
 
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
@@ -61,6 +63,30 @@ def _value_range(values: list[float], include: Sequence[float]) -> tuple[float, 
     return (low if low == 0.0 else low - air), high + air
 
 
+@dataclass(frozen=True)
+class _Frame:
+    """The plot's rectangle, and the numbers at its edges."""
+
+    width: int
+    height: int
+    top: int
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+
+    @property
+    def right(self) -> int:
+        return self.width - _RIGHT
+
+    def x(self, value: float) -> float:
+        low, high = self.x_range
+        return _LEFT + (self.right - _LEFT) * (value - low) / (high - low)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_range
+        share = (min(max(value, low), high) - low) / (high - low)
+        return self.top + (self.height - self.top - _BOTTOM) * (1.0 - share)
+
+
 def line_chart(
     title: str,
     series: Series,
@@ -88,65 +114,75 @@ def line_chart(
     marks = {name: value for name, value in (marks or {}).items() if math.isfinite(value)}
     xs = [x for line in points.values() for x, _ in line]
     x_low, x_high = min(0.0, *xs), max(xs)
-    x_high = x_high if x_high > x_low else x_low + 1.0
-    y_low, y_high = _value_range([y for line in points.values() for _, y in line], list(marks.values()))
-    legend_rows = -(-(len(points) + len(marks)) // 3)
-    top = _TOP + 22 + 17 * legend_rows
-    plot_width, plot_height = width - _LEFT - _RIGHT, height - top - _BOTTOM
-
-    def place_x(value: float) -> float:
-        return _LEFT + plot_width * (value - x_low) / (x_high - x_low)
-
-    def place_y(value: float) -> float:
-        return top + plot_height * (1.0 - (min(max(value, y_low), y_high) - y_low) / (y_high - y_low))
-
+    per_row = _legend_columns([*points, *marks], width)
+    frame = _Frame(
+        width,
+        height,
+        top=_TOP + 22 + 17 * -(-(len(points) + len(marks)) // per_row),
+        x_range=(x_low, x_high if x_high > x_low else x_low + 1.0),
+        y_range=_value_range([y for line in points.values() for _, y in line], list(marks.values())),
+    )
+    colours = {name: PALETTE[index % len(PALETTE)] for index, name in enumerate(points)}
+    mark_colours = {name: colours.get(name.partition(",")[0], "#667085") for name in marks}
+    entries = [(name, colour, False) for name, colour in colours.items()]
+    entries += [(name, colour, True) for name, colour in mark_colours.items()]
+    heading = escape(_cut(title, frame.right - _LEFT, 8.0))
     parts = [
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">',
-        f'<text class="chart-title" x="{_LEFT}" y="{_TOP + 6}">{escape(title)}</text>',
+        f'<text class="chart-title" x="{_LEFT}" y="{_TOP + 6}">{heading}</text>',
+        *_axes(frame, x_label),
     ]
-    for value in nice_ticks(y_low, y_high, 4):
-        y = place_y(value)
-        parts.append(f'<line class="rule" x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(
-            f'<text class="tick" text-anchor="end" x="{_LEFT - 7}" y="{y + 4:.1f}">{short_number(value)}</text>'
-        )
-    for value in nice_ticks(x_low, x_high, 5):
-        x = place_x(value)
-        at = f'text-anchor="middle" x="{x:.1f}" y="{height - _BOTTOM + 17}"'
-        parts.append(f'<text class="tick" {at}>{short_number(value)}</text>')
-    middle = _LEFT + plot_width / 2
-    parts.append(f'<text class="tick" text-anchor="middle" x="{middle:.0f}" y="{height - 7}">{escape(x_label)}</text>')
-    entries: list[tuple[str, str, bool]] = []
-    for index, (name, line) in enumerate(points.items()):
-        colour = PALETTE[index % len(PALETTE)]
-        path = " ".join(f"{place_x(x):.1f},{place_y(y):.1f}" for x, y in line)
-        parts.append(
-            f'<polyline fill="none" stroke="{colour}" stroke-width="1.8" stroke-linejoin="round" points="{path}"/>'
-        )
-        if len(line) <= 30:
-            parts.extend(
-                f'<circle cx="{place_x(x):.1f}" cy="{place_y(y):.1f}" r="2.6" fill="{colour}"/>' for x, y in line
-            )
-        entries.append((name, colour, False))
-    colours = {name: colour for name, colour, _ in entries}
+    for name, line in points.items():
+        parts += _line(frame, line, colours[name])
     for name, value in marks.items():
-        y, colour = place_y(value), colours.get(name.partition(",")[0], "#667085")
-        parts.append(
-            f'<line x1="{_LEFT}" x2="{width - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" '
-            f'stroke="{colour}" stroke-width="1.4" stroke-dasharray="5 4"/>'
-        )
-        entries.append((name, colour, True))
-    parts.extend(_legend(entries, width))
-    return "\n".join([*parts, "</svg>"])
+        ends = f'x1="{_LEFT}" x2="{frame.right}" y1="{frame.y(value):.1f}" y2="{frame.y(value):.1f}"'
+        parts.append(f'<line {ends} stroke="{mark_colours[name]}" stroke-width="1.4" stroke-dasharray="5 4"/>')
+    return "\n".join([*parts, *_legend(entries, width, per_row), "</svg>"])
 
 
-def _legend(entries: list[tuple[str, str, bool]], width: int) -> list[str]:
-    step = (width - _LEFT - _RIGHT) / 3
+def _axes(frame: _Frame, x_label: str) -> list[str]:
+    parts = []
+    for value in nice_ticks(*frame.y_range, 4):
+        y = frame.y(value)
+        parts.append(f'<line class="rule" x1="{_LEFT}" x2="{frame.right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        at = f'text-anchor="end" x="{_LEFT - 7}" y="{y + 4:.1f}"'
+        parts.append(f'<text class="tick" {at}>{short_number(value)}</text>')
+    for value in nice_ticks(*frame.x_range, 5):
+        at = f'text-anchor="middle" x="{frame.x(value):.1f}" y="{frame.height - _BOTTOM + 17}"'
+        parts.append(f'<text class="tick" {at}>{short_number(value)}</text>')
+    at = f'text-anchor="middle" x="{(_LEFT + frame.right) / 2:.0f}" y="{frame.height - 7}"'
+    return [*parts, f'<text class="tick" {at}>{escape(x_label)}</text>']
+
+
+def _line(frame: _Frame, points: list[tuple[float, float]], colour: str) -> list[str]:
+    """One series; few points get dots, which also make a single one visible."""
+    places = [f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in points]
+    style = f'fill="none" stroke="{colour}" stroke-width="1.8" stroke-linejoin="round"'
+    parts = [f'<polyline {style} points="{" ".join(places)}"/>']
+    if len(points) <= 30:
+        dots = (place.split(",") for place in places)
+        parts += [f'<circle cx="{x}" cy="{y}" r="2.6" fill="{colour}"/>' for x, y in dots]
+    return parts
+
+
+def _cut(text: str, room: float, letter: float) -> str:
+    """As much of `text` as fits into `room` pixels at `letter` pixels a letter."""
+    most = int(room / letter)
+    return text if len(text) <= most else text[: max(most - 1, 1)] + "…"
+
+
+def _legend_columns(names: list[str], width: int) -> int:
+    longest = max(len(name) for name in names) * _LETTER + 30
+    return max(1, min(3, int((width - _LEFT - _RIGHT) / longest)))
+
+
+def _legend(entries: list[tuple[str, str, bool]], width: int, per_row: int) -> list[str]:
+    step = (width - _LEFT - _RIGHT) / per_row
     parts = []
     for index, (name, colour, dashed) in enumerate(entries):
-        x, y = _LEFT + step * (index % 3), _TOP + 24 + 17 * (index // 3)
+        x, y = _LEFT + step * (index % per_row), _TOP + 24 + 17 * (index // per_row)
         dash = ' stroke-dasharray="4 3"' if dashed else ""
         ends = f'x1="{x:.0f}" x2="{x + 16:.0f}" y1="{y - 4}" y2="{y - 4}"'
         parts.append(f'<line {ends} stroke="{colour}" stroke-width="2.5"{dash}/>')
-        parts.append(f'<text class="legend" x="{x + 21:.0f}" y="{y}">{escape(name)}</text>')
+        parts.append(f'<text class="legend" x="{x + 21:.0f}" y="{y}">{escape(_cut(name, step - 25, _LETTER))}</text>')
     return parts

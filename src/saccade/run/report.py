@@ -18,6 +18,7 @@ from saccade.run.run_record import Curves, RunRecord, read_run
 
 _EARLIER = 3
 _SERIES = 8
+_LAYER = re.compile(r"_?(relu|conv|layer)\w*$")
 
 
 def write_report(run_folder: Path, extra_runs: Sequence[Path] = ()) -> Path:
@@ -71,7 +72,8 @@ def _header(run: RunRecord) -> str:
         f"signature {result['signature']}" if "signature" in result else "",
     ]
     line = " · ".join(escape(str(fact)) for fact in facts if fact)
-    heading = f"{escape(str(model))} with {escape(str(attention))} attention" if result else escape(run.folder.name)
+    with_ = f"{model} with {attention} attention" if attention != "none" else f"{model}, attention=none"
+    heading = escape(with_ if result else run.folder.name)
     return f'<header><div class="brand">Saccade</div><h1>{heading}</h1><p>{line}</p></header>'
 
 
@@ -192,9 +194,11 @@ def _curves(run: RunRecord) -> str:
             marks["source unchanged"] = 1.0
         charts += _charts_of(f"held-out: {family.replace('/', ' ')}", _short(curves), marks)
     losses = {name: line for name, line in run.training.items() if name.startswith("loss/")}
-    layers = {name: line for name, line in losses.items() if re.search(r"relu|conv|layer", name)}
+    layers = {name: line for name, line in losses.items() if _LAYER.search(name)}
     charts += _charts_of("training losses", _short({n: line for n, line in losses.items() if n not in layers}))
-    charts += _charts_of("perceptual loss by layer", _short(layers))
+    for prefix in dict.fromkeys(_LAYER.sub("", name) for name in layers):
+        curves = {name: line for name, line in layers.items() if _LAYER.sub("", name) == prefix}
+        charts += _charts_of(f"{prefix.rsplit('/', 1)[-1]} by layer", _short(curves))
     norms = {name: line for name, line in run.training.items() if name.startswith("gradient_norm/")}
     charts += _charts_of("gradient norms", _short(norms))
     if not charts:
