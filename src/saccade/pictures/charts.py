@@ -126,7 +126,7 @@ def line_chart(
     mark_colours = {name: colours.get(name.partition(",")[0], "#667085") for name in marks}
     entries = [(name, colour, False) for name, colour in colours.items()]
     entries += [(name, colour, True) for name, colour in mark_colours.items()]
-    heading = escape(_cut(title, frame.right - _LEFT, 8.0))
+    heading = escape(_cut(title, frame.right - _LEFT, 8.8))
     parts = [
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">',
         f'<text class="chart-title" x="{_LEFT}" y="{_TOP + 6}">{heading}</text>',

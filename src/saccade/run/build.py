@@ -112,7 +112,7 @@ def build_trainer(
         num_sanity_val_steps=0,
         val_check_interval=max(1, int(config.budget.eval_every) // (batch_size * ranks)),
         check_val_every_n_epoch=None,
-        log_every_n_steps=max(1, min(10, int(config.budget.images) // (batch_size * ranks))),
+        log_every_n_steps=max(1, min(10, int(config.budget.images) // (batch_size * ranks * 100))),
         use_distributed_sampler=False,
         **options,
     )

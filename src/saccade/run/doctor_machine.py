@@ -191,12 +191,9 @@ def sdpa_check(device: torch.device) -> Check:
     """Which of PyTorch's fused attention kernels answer on a device, by asking each."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    kernels = {
-        "flash": SDPBackend.FLASH_ATTENTION,
-        "memory-efficient": SDPBackend.EFFICIENT_ATTENTION,
-        "cudnn": SDPBackend.CUDNN_ATTENTION,
-        "math": SDPBackend.MATH,
-    }
+    names = {"flash": "FLASH_ATTENTION", "memory-efficient": "EFFICIENT_ATTENTION", "math": "MATH"}
+    names["cudnn"] = "CUDNN_ATTENTION"  # not in every torch that is supported
+    kernels = {name: getattr(SDPBackend, member) for name, member in names.items() if hasattr(SDPBackend, member)}
     dtypes = (torch.float32, torch.float16) if device.type == "cuda" else (torch.float32,)
     answers = []
     for name, backend in kernels.items():

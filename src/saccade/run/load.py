@@ -27,6 +27,9 @@ def load_task(folder: Path | str, config: DictConfig | None = None) -> tuple[Dic
     weights = run.path / "weights.pt"
     if not run.checkpoint.is_file() and not weights.is_file():
         raise ValueError(f"{run.path} holds no weights yet: neither checkpoints/last.ckpt nor weights.pt")
+    config = config.copy()
+    if "perceptual" in config.task.module:  # a loss needs weights of its own that nothing here does
+        config.task.module.perceptual = None
     task = build_task(config)
     if run.checkpoint.is_file():
         state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)["state_dict"]

@@ -39,9 +39,7 @@ def _job(config: DictConfig) -> float | None:
     if result.get("passed") is False:
         headline, limit = result["headline"], config.budget.max_ratio
         reached = result["metrics"][headline]
-        print(
-            f"\nFAILED: {headline} ended at {reached:.3f}; {config.budget.name} allows {limit}", file=sys.stderr
-        )
+        print(f"\nFAILED: {headline} ended at {reached:.3f}; {config.budget.name} allows {limit}", file=sys.stderr)
         sys.exit(2)
     return _headline(result)
 

@@ -54,6 +54,8 @@ class CsvRecord(Logger):
         training = {k: v for k, v in values.items() if not k.startswith(EVAL_PREFIX)}
         for table, row in (("eval", evaluation), ("train", training)):
             if row:
+                if table == "eval":  # the evaluation at the end replaces the one in training at the same place
+                    self._table(table).truncate(int(metrics["images_seen"]) - 1)
                 self._table(table).append({"images_seen": int(metrics["images_seen"]), **row})
 
     def _table(self, name: str) -> _Table:

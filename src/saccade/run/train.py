@@ -5,7 +5,9 @@ from __future__ import annotations
 import datetime
 import logging
 import platform
+import shlex
 import shutil
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +27,7 @@ from saccade.callbacks.samples import SampleGrids
 from saccade.ops import dispatch
 from saccade.run import banner
 from saccade.run.build import build_data, build_task, build_trainer, export_folders
+from saccade.run.config import CONF
 from saccade.run.folder import RunFolder
 from saccade.run.identity import resolve_autos, run_name, signature
 from saccade.run.loggers import wandb_logger
@@ -33,6 +36,7 @@ from saccade.run.report import write_report
 
 __all__ = ["TrainingInterrupted", "train"]
 log = logging.getLogger("saccade")
+SHIPPED = CONF.parent / "demo"  # weights that come with the project, and their records
 
 
 def train(config: DictConfig) -> dict[str, Any]:
@@ -127,7 +131,8 @@ def _run(config: DictConfig, name: str, folder: RunFolder, notices: list[str]) -
 @rank_zero_only
 def _finish_run(config: DictConfig, folder: RunFolder, result: dict[str, Any]) -> None:
     folder.write_result(result)
-    page = write_report(folder.path)
+    shipped = sorted(SHIPPED.glob(f"{config.model.name}_*")) if config.budget.name == "demo" else []
+    page = write_report(folder.path, shipped)
     banner.show_result(result, folder.path, page)
 
 
@@ -154,6 +159,7 @@ def describe(config: DictConfig, name: str, notices: list[str]) -> dict[str, Any
         "seed": config.seed,
         "warnings": notices,
         "version": saccade.__version__,
+        "command": shlex.join(sys.argv),
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 

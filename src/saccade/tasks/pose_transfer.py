@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from saccade.data.batches import PoseBatch
 from saccade.data.pose import figure_mask
 from saccade.geometry import Size
+from saccade.metrics.pairs import PLAIN_METRICS
 from saccade.tasks.adversarial import AdversarialTask, Terms
 from saccade.tasks.distortion import DistortionTask
 from saccade.tasks.scores import TransferScores
@@ -41,6 +42,7 @@ class PoseTransferTask(DistortionTask):
     ) -> None:
         super().__init__(generator, discriminator, **distortion)
         self.scores = scores or TransferScores()
+        self.baseline = TransferScores(names=PLAIN_METRICS)  # what leaving the source unchanged scores
         self._generated: Tensor | None = None
 
     terms = (*AdversarialTask.terms, *DistortionTask.terms, "per_l1", "per_vgg")
@@ -75,16 +77,19 @@ class PoseTransferTask(DistortionTask):
 
     def on_validation_epoch_start(self) -> None:
         super().on_validation_epoch_start()
-        self.scores.begin(self.trainer.datamodule, self.device)  # type: ignore[attr-defined]
+        for scores in (self.scores, self.baseline):
+            scores.begin(self.trainer.datamodule, self.device)  # type: ignore[attr-defined]
 
     def validation_step(self, batch: PoseBatch, batch_idx: int) -> None:
         super().validation_step(batch, batch_idx)
         sample = self.transfer_sample(batch)
         self.scores.update(sample["generated"], sample["target"], sample["mask"], batch.keys)
+        self.baseline.update(sample["source"], sample["target"], sample["mask"], batch.keys)
 
     def on_validation_epoch_end(self) -> None:
         transfer = {f"transfer/{name}": value for name, value in self.scores.compute().items()}
-        self.log_evaluation({**self.distortion_metrics(), **transfer})
+        baseline = {f"transfer/{name}_unchanged": value for name, value in self.baseline.compute().items()}
+        self.log_evaluation({**self.distortion_metrics(), **transfer, **baseline})
 
     on_test_epoch_start = on_validation_epoch_start
     test_step = validation_step
