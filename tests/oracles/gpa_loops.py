@@ -180,6 +180,8 @@ def gpa_loops(
                 score=score,
                 scale=scale,
             )
+            queries = q[b, g].flatten(1).unbind(1)  # a vector per pixel, in scan-line order
+            all_keys, all_values = k[b, g].flatten(1).T, v[b, g].flatten(1).T
             columns: dict[tuple[int, int], Tensor] = {}
             for (cell_row, cell_col), choice in found.items():
                 choices[b, g, cell_row, cell_col] = choice
@@ -190,11 +192,11 @@ def gpa_loops(
                     for j in range(side[1])
                     if allowed is None or allowed[row * side[0] + i][col * side[1] + j]
                 ]
-                keys = torch.stack([k[b, g, :, y, x] for y, x in places]) if places else k.new_zeros(0, qk_channels)
-                values = torch.stack([v[b, g, :, y, x] for y, x in places]) if places else v.new_zeros(0, v.shape[2])
+                pixels = torch.tensor([y * k.shape[4] + x for y, x in places], dtype=torch.long)
+                keys, values = all_keys[pixels], all_values[pixels]
                 for y in range(cell_row * cell_side[0], (cell_row + 1) * cell_side[0]):
                     for x in range(cell_col * cell_side[1], (cell_col + 1) * cell_side[1]):
-                        columns[y, x] = _attend(q[b, g, :, y, x], keys, values, score, scale)
+                        columns[y, x] = _attend(queries[y * q_cols + x], keys, values, score, scale)
             rows = [torch.stack([columns[y, x] for x in range(q_cols)], dim=1) for y in range(q_rows)]
             maps.append(torch.stack(rows, dim=1))  # (E, Yq, Xq)
     output = torch.stack(maps).reshape(batch, heads, v.shape[2], q_rows, q_cols)

@@ -214,9 +214,8 @@ class _Gradients:
         grad = self._grad.read(chunk, self._scratch, "queries")  # (n, Q, E); the queries have served
         dv.add(strips, attention.product(weights.transpose(1, 2), grad, "spread"))
         gathered = values.read(strips, self._scratch, "keys")  # (n, L, E)
-        torch.bmm(grad, gathered.transpose(1, 2), out=slope)
-        terms = torch.mul(slope, weights, out=self._scratch.take("terms", *slope.shape))
-        slope.sub_(terms.sum(2, keepdim=True)).mul_(weights)
+        torch.bmm(grad, gathered.transpose(1, 2), out=slope).mul_(weights)
+        slope.addcmul_(weights, slope.sum(2, keepdim=True), value=-1)
 
     def _queries_pass(self, chunk: Chunk, strips: Tensor, slope: Tensor, dq: QueryCells) -> None:
         attention = self._attention

@@ -35,7 +35,9 @@ def load_task(folder: Path | str, config: DictConfig | None = None) -> tuple[Dic
         state = torch.load(run.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
         task.load_state_dict(state)
     else:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-        task.ema.network.load_state_dict({k: v.float() for k, v in state.items()})  # type: ignore[union-attr]
+        exported = torch.load(weights, map_location="cpu", weights_only=True)  # saccade.run.export
+        generator = {key: value.float() for key, value in exported["generator"].items()}
+        task.ema.network.load_state_dict(generator)  # type: ignore[union-attr]
+        task.images_seen.copy_(exported["images_seen"])
     task.eval().requires_grad_(False)
     return config, task

@@ -45,8 +45,8 @@ def _job(config: DictConfig) -> float | None:
 
 
 def _message(error: BaseException) -> str:
-    """The innermost message: Hydra wraps the errors of constructors in its own."""
-    while error.__cause__ is not None:
+    """The message of the error itself: Hydra wraps those of constructors in its own."""
+    while isinstance(error, HydraException) and error.__cause__ is not None:
         error = error.__cause__
     return str(error)
 

@@ -65,8 +65,10 @@ class AdversarialTask(Task):
         self.weights = {name: float(weights.get(name, 1.0)) for name in self.terms}
         self.r1_gamma, self.r1_interval = r1_gamma, r1_interval
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("last_r1", torch.zeros(()))  # logged at every step, so a resumed run logs the same
 
     steps: Tensor
+    last_r1: Tensor
     terms: tuple[str, ...] = ("gan", "d_real", "d_fake", "r1")
 
     @abstractmethod
@@ -110,6 +112,8 @@ class AdversarialTask(Task):
                 images = real[0].detach().float().requires_grad_()
                 penalty = r1_penalty(discriminator(images, *real[1:]), images, gamma=self.r1_gamma)
                 finite = self.backward_terms(penalty, self.weights, scale=float(self.r1_interval)) and finite
+                self.last_r1.copy_(penalty["r1"].detach())
+        self.log("loss/r1", self.last_r1)
         self.guarded_step("discriminator", optimiser, list(discriminator.parameters()), finite)
 
     def adversarial_terms(self, *arguments: Tensor) -> Terms:
