@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import gcd
 
 import torch
@@ -16,7 +16,7 @@ class Grid:
     """How one pair of maps is partitioned.
 
     `factor` is the pooling factor d; a coarse pixel is a block of d x d pixels. `cell` is the size of one cell in query
-    pixels, `coarse_cell` in coarse pixels.
+    pixels.
     """
 
     q_size: Size
@@ -25,7 +25,6 @@ class Grid:
     kv_coarse: Size
     cells: Size
     factor: int
-    coarse_cell: Size
     cell: Size
     keys_per_cell: int
 
@@ -33,6 +32,11 @@ class Grid:
     def keys(self) -> int:
         """Full-resolution keys that one cell attends to: kappa * d^2."""
         return self.keys_per_cell * self.factor**2
+
+    def with_cells(self, cells: Size) -> Grid:
+        """The same maps in another number of cells, which divides the query map."""
+        cell = Size(self.q_size.rows // cells.rows, self.q_size.cols // cells.cols)
+        return replace(self, cells=cells, cell=cell)
 
 
 def grid_reasons(q_size: Size, kv_size: Size, coarse: Size, cells: Size, keys_per_cell: int) -> list[str]:
@@ -77,7 +81,6 @@ def make_grid(op: str, q_size: Size, kv_size: Size, coarse: Size, cells: Size, k
         kv_coarse=kv_coarse,
         cells=cells,
         factor=factor,
-        coarse_cell=Size(coarse.rows // cells.rows, coarse.cols // cells.cols),
         cell=Size(q_size.rows // cells.rows, q_size.cols // cells.cols),
         keys_per_cell=min(keys_per_cell, kv_coarse.area),
     )
@@ -135,6 +138,13 @@ def join_cells(parts: Tensor, cells: Size, cell: Size) -> Tensor:
 def cell_of_pixel(queries: Tensor, grid: Grid) -> Tensor:
     """Flat cell of each query pixel: (Q, 2) rows and cols -> (Q,)."""
     return (queries[:, 0] // grid.cell.rows) * grid.cells.cols + queries[:, 1] // grid.cell.cols
+
+
+def parts_of_cell(grid: Grid, entries: int) -> Size:
+    """Into how few equal parts a cell has to be cut, (rows, cols), for the weights of one to have at most `entries`."""
+    ways = [Size(r, c) for r in _divisors(grid.cell.rows) for c in _divisors(grid.cell.cols)]
+    fitting = [way for way in ways if grid.cell.area // way.area * grid.keys <= entries]
+    return min(fitting or [grid.cell], key=lambda way: way.area)
 
 
 def _divisors(number: int) -> list[int]:

@@ -61,7 +61,8 @@ def select_keys(q: Tensor, k: Tensor, grid: Grid, score: Score, scale: float, ke
         if score == "l2":  # distances are the same from the mean key, and rounded less
             centre = keys.mean(3, keepdim=True)
             keys, queries = keys - centre, queries - centre.unsqueeze(4)
-        parts = split_cells(queries, grid.cells, grid.coarse_cell).transpose(3, 4)  # (B, G, cells, S, D)
+        coarse_cell = Size(grid.coarse.rows // grid.cells.rows, grid.coarse.cols // grid.cells.cols)
+        parts = split_cells(queries, grid.cells, coarse_cell).transpose(3, 4)  # (B, G, cells, S, D)
         factor, bias = scale, None
         if score == "l2":
             factor, bias = 2 * scale, keys.square().sum(2, keepdim=True) * -scale  # (B, G, 1, K)
@@ -104,9 +105,8 @@ def pool_keys(keys: Tensor, factor: int, key_mask: Tensor | None) -> tuple[Tenso
     """Pool keys over their allowed pixels: (B, G, C, K) with K coarse keys, and which have one: (B, 1, K) bool."""
     if key_mask is None:
         return pool(keys, factor).flatten(3), None
-    share = pool(
-        key_mask.unsqueeze(2).to(torch.promote_types(keys.dtype, torch.float32)), factor
-    )  # (B, 1, 1, Y/d, X/d)
+    counted = key_mask.unsqueeze(2).to(torch.promote_types(keys.dtype, torch.float32))
+    share = pool(counted, factor)  # (B, 1, 1, Y/d, X/d)
     pooled = pool(keys.masked_fill(~key_mask.unsqueeze(2), 0), factor)
     allowed = share > 0
     return (pooled / share.masked_fill(~allowed, 1)).flatten(3), allowed.squeeze(2).flatten(2)
@@ -120,28 +120,30 @@ def _top_of_cells(queries: Tensor, keys: Tensor, bias: Tensor | None, allowed: T
     top = torch.empty(number, cells, kappa, dtype=torch.long, device=keys.device)
     scratch = Scratch(keys)
     for n, span in chunks((number, cells), budget // (side * count)):
-        rows = queries[n, span].flatten(1, 2)  # (N, cells * S, D)
-        logits = torch.bmm(rows, keys[n], out=scratch.take("logits", *rows.shape[:2], count))
-        if bias is not None:
-            logits += bias[n]
-        logits.sub_(logits.amax(2, keepdim=True)).exp_()
-        share = torch.unflatten((logits.sum(2) * side).reciprocal_(), 1, (-1, side))  # (N, cells, S)
-        scores = _weighted_sum(torch.unflatten(logits, 1, (-1, side)), share, scratch)  # (N, cells, K)
+        scores = scratch.take("scores", n.stop - n.start, span.stop - span.start, count).zero_()
+        for some in queries[n, span].split(max(1, budget // count), 2):  # of large cells not all queries at once
+            _add_weights(scores, some, keys[n], None if bias is None else bias[n], scratch)
         if allowed is not None:
             scores.masked_fill_(~allowed[n], -1)
         top[n, span] = stable_top(scores, kappa)
     return top
 
 
-def _weighted_sum(parts: Tensor, weights: Tensor, scratch: Scratch) -> Tensor:
-    """Sum over the third axis: (N, M, S, K) weighted by (N, M, S) -> (N, M, K)."""
-    if parts.shape[2] > 16 or parts.device.type != "cpu":
-        return torch.einsum("nmsk,nms->nmk", parts, weights)
-    total = scratch.take("scores", *parts.shape[:2], parts.shape[3])
-    torch.mul(parts[:, :, 0], weights[:, :, 0, None], out=total)
-    for s in range(1, parts.shape[2]):
-        total.addcmul_(parts[:, :, s], weights[:, :, s, None])
-    return total
+def _add_weights(scores: Tensor, queries: Tensor, keys: Tensor, bias: Tensor | None, scratch: Scratch) -> None:
+    """Add to (N, M, K) scores the softmax weights of (N, M, S, D) queries, summed over S: as good as their mean."""
+    number, cells, side, _ = queries.shape
+    logits = scratch.take("logits", number, cells * side, keys.shape[2])
+    torch.bmm(queries.flatten(1, 2), keys, out=logits)
+    if bias is not None:
+        logits += bias
+    logits.sub_(logits.amax(2, keepdim=True)).exp_()
+    share = torch.unflatten(logits.sum(2).reciprocal_(), 1, (cells, side))  # (N, M, S)
+    parts = torch.unflatten(logits, 1, (cells, side))  # (N, M, S, K)
+    if side > 16 or keys.device.type != "cpu":
+        scores += torch.einsum("nmsk,nms->nmk", parts, share)
+        return
+    for s in range(side):
+        scores.addcmul_(parts[:, :, s], share[:, :, s, None])
 
 
 def stable_top(scores: Tensor, kappa: int) -> Tensor:

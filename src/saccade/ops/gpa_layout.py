@@ -10,11 +10,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saccade.ops.gpa_cells import Grid
+from saccade.geometry import Size
+from saccade.ops.gpa_cells import Grid, parts_of_cell
 from saccade.ops.inputs import at_least_float32
 
 # Ours: entries of gathered keys held at a time; on the CPU keys, values and their gradients should stay in cache.
 CHUNK_ENTRIES = {"cpu": 2**19, "other": 2**25}
+# Ours: attention weights of one cell; larger cells are cut. Far above what the papers' settings have (16 x 48, 64 x 192).
+WEIGHT_ENTRIES = {"cpu": 2**21, "other": 2**26}
 
 
 class Chunk(NamedTuple):
@@ -86,12 +89,17 @@ class MapPool:
 class CellChunks:
     """The cells and their chosen keys, a chunk at a time.
 
+    Cells whose weights alone are over the working memory are cut into parts that share the keys; `grid` has the parts.
+
     Args:
         indices: (B, G, cells, kappa) coarse keys.
     """
 
     def __init__(self, indices: Tensor, grid: Grid) -> None:
-        self.grid = grid
+        device = "cpu" if indices.device.type == "cpu" else "other"
+        self._budget = CHUNK_ENTRIES[device]
+        self._parts = parts_of_cell(grid, WEIGHT_ENTRIES[device])
+        self.grid = grid.with_cells(Size(grid.cells.rows * self._parts.rows, grid.cells.cols * self._parts.cols))
         self._indices = torch.unflatten(indices, 2, grid.cells)
         batch, heads = indices.shape[:2]
         maps = torch.arange(batch * heads, device=indices.device).view(batch, heads, 1, 1, 1)
@@ -100,9 +108,8 @@ class CellChunks:
 
     def within(self, channels: int) -> list[Chunk]:
         """All cells in chunks whose gathered keys of so many channels stay within the working memory."""
-        budget = CHUNK_ENTRIES["cpu" if self._indices.device.type == "cpu" else "other"]
         counts = (*self._indices.shape[:2], *self.grid.cells)
-        return [Chunk(*part) for part in chunks(counts, budget // (self.grid.keys * channels))]
+        return [Chunk(*part) for part in chunks(counts, self._budget // (self.grid.keys * channels))]
 
     def number(self, chunk: Chunk) -> int:
         """How many cells a chunk has over all heads and batch entries."""
@@ -111,7 +118,10 @@ class CellChunks:
     def strips(self, chunk: Chunk) -> Tensor:
         """The strips that hold the chunk's keys, cell after cell: (n * kappa * d) row numbers of `KeyStrips`."""
         cols, d = self.grid.kv_coarse.cols, self.grid.factor
-        blocks = self._indices[chunk]  # (B, G, cell rows, cell cols, kappa)
+        at_rows = torch.arange(chunk.rows.start, chunk.rows.stop, device=self._down.device) // self._parts.rows
+        at_cols = torch.arange(chunk.cols.start, chunk.cols.stop, device=self._down.device) // self._parts.cols
+        # (B, G, cell rows, cell cols, kappa)
+        blocks = self._indices[chunk.batch, chunk.heads][:, :, at_rows[:, None], at_cols]
         corner = self._first[chunk.batch, chunk.heads] + (blocks // cols) * (cols * d) + blocks % cols
         return (corner.unsqueeze(5) + self._down).flatten()
 

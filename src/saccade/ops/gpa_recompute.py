@@ -74,13 +74,14 @@ class _CellAttention:
         score: Score,
         scale: float,
     ) -> None:
-        self.grid, self.score, self.scale = grid, score, scale
+        self.score, self.scale = score, scale
         self.q, self.k = q, k
         self.factor = scale if score == "dot" else 2 * scale
         self.chunks = CellChunks(indices, grid)
+        self.grid = self.chunks.grid
         self.scratch, self.pool = Scratch(q), MapPool()
-        self._queries = QueryCells(q, grid)
-        self._keys = KeyStrips.of(k, grid, self.pool)
+        self._queries = QueryCells(q, self.grid)
+        self._keys = KeyStrips.of(k, self.grid, self.pool)
         self._masked = key_mask is not None
         self._bias = self._key_bias(key_mask)
 
@@ -151,7 +152,9 @@ class _Gradients:
         self._attention, self._v = attention, v
         self._grid, self._scratch, self._pool = attention.grid, attention.scratch, attention.pool
         self._grad = QueryCells(grad, attention.grid)
-        self._columns = KeyStrips.zeros(attention.k[:, :, :1], attention.grid, MapPool())
+        self._columns: KeyStrips | None = None  # sums over queries of the gradient of the logits
+        if attention.score == "l2":
+            self._columns = KeyStrips.zeros(attention.k[:, :, :1], attention.grid, MapPool())
 
     def compute(self) -> tuple[Tensor, Tensor, Tensor]:
         """(dq, dk, dv), each in the memory order of its map."""
@@ -165,29 +168,23 @@ class _Gradients:
 
     def _in_turn(self) -> tuple[Tensor, Tensor, Tensor]:
         attention, pool = self._attention, self._pool
-        strips, per_cell = attention.chunks.strips, self._grid.cell.area
-        slopes = self._scratch.take(
-            "slopes", attention.q.shape[0] * attention.q.shape[1] * self._grid.cells.area, per_cell, self._grid.keys
-        )
-        spans: list[tuple[Chunk, Tensor]] = []
-        start = 0
-        for chunk in self._chunks():
-            number = attention.chunks.number(chunk)
-            spans.append((chunk, slopes[start : start + number]))
-            start += number
+        strips = attention.chunks.strips
+        chunks = self._chunks()
+        cells = [attention.chunks.number(chunk) for chunk in chunks]
+        slopes = self._scratch.take("slopes", sum(cells), self._grid.cell.area, self._grid.keys).split_with_sizes(cells)
         values, dv_strips = KeyStrips.of(self._v, self._grid, pool), KeyStrips.zeros(self._v, self._grid, pool)
-        for chunk, slope in spans:
+        for chunk, slope in zip(chunks, slopes, strict=True):
             self._values_pass(chunk, strips(chunk), values, dv_strips, slope)
         values.release(pool)
         dv = dv_strips.to_map(self._v, pool)
         dq = QueryCells(new_map(attention.q, attention.q.shape[2], pool), self._grid)
-        for chunk, slope in spans:
+        for chunk, slope in zip(chunks, slopes, strict=True):
             self._queries_pass(chunk, strips(chunk), slope, dq)
         attention.release_keys()
         dk_strips = KeyStrips.zeros(attention.k, self._grid, pool)
-        for chunk, slope in spans:
+        for chunk, slope in zip(chunks, slopes, strict=True):
             self._keys_pass(chunk, strips(chunk), slope, dk_strips)
-        del slopes, spans, slope
+        del slope, slopes  # before the last map is made
         self._scratch.clear()
         return dq.maps, self._key_gradient(dk_strips), dv
 
@@ -224,13 +221,13 @@ class _Gradients:
     def _keys_pass(self, chunk: Chunk, strips: Tensor, slope: Tensor, dk: KeyStrips) -> None:
         attention = self._attention
         dk.add(strips, attention.scaled(slope.transpose(1, 2), attention.queries(chunk), "spread"))
-        if attention.score == "l2":
+        if self._columns is not None:
             self._columns.add(strips, slope.sum(1))
 
     def _key_gradient(self, strips: KeyStrips) -> Tensor:
         attention, pool = self._attention, self._pool
         gradient = strips.to_map(attention.k, pool)
-        if attention.score == "l2":  # of -|q - k|^2 the queries brought 2 q so far; the keys' own share is -2 k
+        if self._columns is not None:  # of -|q - k|^2 the queries brought 2 q so far; the keys' own share is -2 k
             columns = self._columns.to_map(at_least_float32(attention.k[:, :, :1]), MapPool())
             gradient.addcmul_(columns.to(gradient.dtype), attention.k, value=-2 * attention.scale)
         return gradient
