@@ -16,7 +16,7 @@ class Bar:
     mode: str
     column: str
     limit: float
-    goal: float
+    goal: float | None
     faster: bool
 
 
@@ -43,11 +43,11 @@ class Verdict:
 def judge(what: str, ours: float | None, peer: float | None, bar: Bar) -> Verdict:
     """Set our figure against the peer's. Ours missing is a bar missed; the peer's missing decides nothing."""
     sign = ">=" if bar.faster else "<="
-    words = (f"{sign}{bar.limit:g}", f"{sign}{bar.goal:g}")
+    words = (f"{sign}{bar.limit:g}", "-" if bar.goal is None else f"{sign}{bar.goal:g}")
     if ours is None or peer is None:
         return Verdict(what, None, *words, met=False if ours is None else None)
     ratio = peer / ours if bar.faster else ours / peer
-    met, goal_met = ((ratio >= x) if bar.faster else (ratio <= x) for x in (bar.limit, bar.goal))
+    met, goal_met = (x is not None and (ratio >= x if bar.faster else ratio <= x) for x in (bar.limit, bar.goal))
     return Verdict(what, ratio, *words, met=met, goal_met=goal_met)
 
 
@@ -63,16 +63,16 @@ def verdicts(rows: Sequence[dict[str, Any]], cases: Sequence[Case], clock: str) 
     by_name = {case.name: case for case in cases}
     found = []
     for name, score, dtype in dict.fromkeys((r["case"], r["score"], r["dtype"]) for r in rows if r["backend"] == "gpa"):
-        pairs = [("released-gpa", "released layer", bar) for bar in RELEASED_BARS]
+        pairs = [("released-gpa", "the released layer", bar) for bar in RELEASED_BARS]
         dense_bar = by_name[name].dense_bar
         if dense_bar is not None:
-            pairs.append(("full", "exact attention", Bar("forward", "time", dense_bar, dense_bar, faster=True)))
+            pairs.append(("full", "exact attention", Bar("forward", "time", dense_bar, None, faster=True)))
         for peer, peer_name, bar in pairs:
             ours_key, peer_key = (("gpa", name, score, dtype, bar.mode), (peer, name, score, dtype, bar.mode))
             if ours_key in by_cell and peer_key in by_cell:
                 quantity = "time" if bar.column == "time" else "peak new memory"
                 figures = [_figure(by_cell[key], bar.column, clock) for key in (ours_key, peer_key)]
-                what = f"{name} {score} {dtype} {bar.mode}: {quantity} against the {peer_name}"
+                what = f"{name} {score} {dtype} {bar.mode}: {quantity} against {peer_name}"
                 found.append(judge(what, figures[0], figures[1], bar))
     return found
 

@@ -44,10 +44,11 @@ def _assert_same(found, expected, atol=1e-12):
 @pytest.mark.parametrize("score", ["dot", "l2"])
 @pytest.mark.parametrize("entries", [1, 200, 2000])
 def test_chunks_do_not_change_the_result(monkeypatch, entries, score, masked):
-    """One cell at a time, some cells of a row, some rows: each cut of the nested axes."""
+    """One cell at a time, some cells of a row, some rows: each cut of the nested axes, and cuts of cells themselves."""
     maps, mask = _maps(), _mask() if masked else None
     expected = _with_gradients(maps, score=score, key_mask=mask, kernel="reference")
     monkeypatch.setitem(gpa_layout.CHUNK_ENTRIES, "cpu", entries)
+    monkeypatch.setitem(gpa_layout.WEIGHT_ENTRIES, "cpu", entries)
     monkeypatch.setitem(gpa_keys.CHUNK_ENTRIES, "cpu", entries)
     _assert_same(_with_gradients(maps, score=score, key_mask=mask, kernel="recompute"), expected)
 
@@ -145,6 +146,20 @@ def test_nothing_larger_than_a_map_or_a_chunk_is_made(score, monkeypatch):
     with _Largest() as recompute:
         _with_gradients(maps, **options, kernel="recompute")
     assert recompute.numel <= max(whole_map, budget) < min(gathered, coarse_pairs)
+
+
+def test_one_cell_that_attends_to_all_does_not_hold_all_pairs(monkeypatch):
+    budget = 2**12
+    for entries in (gpa_layout.CHUNK_ENTRIES, gpa_layout.WEIGHT_ENTRIES, gpa_keys.CHUNK_ENTRIES):
+        monkeypatch.setitem(entries, "cpu", budget)
+    maps = [x.detach()[:1].requires_grad_() for x in _maps((32, 32), (32, 32), heads=1, channels=4, values=4)]
+    for kappa in (200, 256):
+        options = {"cells": Size(1, 1), "coarse": Size(16, 16), "keys_per_cell": kappa}
+        expected = _with_gradients(maps, **options, kernel="reference")
+        with _Largest() as recompute:
+            found = _with_gradients(maps, **options, kernel="recompute")
+        _assert_same(found, expected)
+        assert recompute.numel <= 2 * budget < 256 * 256
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

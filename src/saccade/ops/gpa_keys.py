@@ -121,7 +121,7 @@ def _top_of_cells(queries: Tensor, keys: Tensor, bias: Tensor | None, allowed: T
     scratch = Scratch(keys)
     for n, span in chunks((number, cells), budget // (side * count)):
         scores = scratch.take("scores", n.stop - n.start, span.stop - span.start, count).zero_()
-        for some in queries[n, span].split(max(1, budget // count), 2):  # of large cells not all queries at once
+        for some in torch.split(queries[n, span], max(1, budget // count), 2):  # of large cells not all queries at once
             _add_weights(scores, some, keys[n], None if bias is None else bias[n], scratch)
         if allowed is not None:
             scores.masked_fill_(~allowed[n], -1)

@@ -16,7 +16,7 @@ from saccade.ops.inputs import at_least_float32
 
 # Ours: entries of gathered keys held at a time; on the CPU keys, values and their gradients should stay in cache.
 CHUNK_ENTRIES = {"cpu": 2**19, "other": 2**25}
-# Ours: attention weights of one cell; larger cells are cut. Far above what the papers' settings have (16 x 48, 64 x 192).
+# Ours: attention weights of one cell; larger cells are cut. The paper's settings are far below (16 x 48, 64 x 192).
 WEIGHT_ENTRIES = {"cpu": 2**21, "other": 2**26}
 
 

@@ -47,10 +47,15 @@ class PoseTransferTask(DistortionTask):
 
     terms = (*AdversarialTask.terms, *DistortionTask.terms, "per_l1", "per_vgg")
 
+    @property
+    def trains_transfer(self) -> bool:
+        """Whether any term beside L_self has a weight."""
+        return any(self.weights[name] for name in ("per_l1", "per_vgg", "gan"))
+
     def generator_passes(self, batch: PoseBatch) -> Iterator[Callable[[], Terms]]:
         if self.weights["self_l1"] or self.weights["self_vgg"]:
             yield lambda: self.self_terms(batch)
-        if any(self.weights[name] for name in ("per_l1", "per_vgg", "gan")):
+        if self.trains_transfer:
             yield lambda: self.transfer_terms(batch)
 
     def transfer_terms(self, batch: PoseBatch) -> Terms:
@@ -114,4 +119,5 @@ class PoseTransferTask(DistortionTask):
         }
 
     def samples(self, batch: PoseBatch) -> dict[str, dict[str, Tensor]]:
-        return {"transfer": self.transfer_sample(batch), **super().samples(batch)}
+        transfer, distortion = {"transfer": self.transfer_sample(batch)}, super().samples(batch)
+        return {**transfer, **distortion} if self.trains_transfer else {**distortion, **transfer}
