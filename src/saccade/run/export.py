@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import torch
+from omegaconf import OmegaConf
 
+from saccade.run.config import Runtime
 from saccade.run.folder import RunFolder
 
 USAGE = "usage: python scripts/export_weights.py run=<run folder> out=<new folder>"
@@ -37,8 +39,10 @@ def export(run: Path, out: Path) -> Path:
     try:
         (partial / "pictures").mkdir(parents=True)
         torch.save({"generator": halved, "images_seen": state["images_seen"]}, partial / "weights.pt")
-        for name in ("config.yaml", "result.json"):
-            shutil.copyfile(source.path / name, partial / name)
+        config = source.read_config()
+        config.runtime = OmegaConf.structured(Runtime)  # the folders of one machine are of no use on another
+        RunFolder(partial).write_config(config)
+        shutil.copyfile(source.result_file, partial / "result.json")
         for picture in _newest_pictures(source.pictures):
             shutil.copyfile(picture, partial / "pictures" / picture.name)
         os.replace(partial, target.path)
