@@ -104,6 +104,16 @@ def test_half_precision_stays_near_the_rounding_of_its_inputs(dtype, kernel, sco
     assert (found.double() - exact).abs().max() <= 3 * torch.finfo(dtype).eps * 6
 
 
+@pytest.mark.parametrize("kernel", ["sdpa", "chunked", "reference"])
+def test_autocast_does_not_lower_the_products(kernel):
+    maps = [x.detach().float() for x in _maps(offset=4.0)]
+    for score in ("dot", "l2"):
+        expected = dense_attention(*maps, score=score, kernel=kernel)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = dense_attention(*maps, score=score, kernel=kernel)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
 def test_reference_is_twice_differentiable():
     maps = _maps((2, 3), (3, 1), heads=1, channels=2, values=2)
     for score in ("dot", "l2"):

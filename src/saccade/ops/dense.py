@@ -112,12 +112,13 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, score: Score, scale: float, key_mask:
         width = max(width, channels)
         q, k, v = (F.pad(x, (0, 0, 0, width - x.shape[2])) for x in (q, k, v))
     q, k, v = (x.transpose(2, 3).contiguous() for x in (q, k, v))  # (B, G, N, channels)
-    if key_mask is None:
-        out = F.scaled_dot_product_attention(q, k, v, scale=scale)
-    else:
-        allowed = key_mask.flatten(2).unsqueeze(2)  # (B, 1, 1, K)
-        alive = allowed.any(-1, keepdim=True)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed | ~alive, scale=scale) * alive
+    with no_autocast(q.device):  # it would round |k|^2
+        if key_mask is None:
+            out = F.scaled_dot_product_attention(q, k, v, scale=scale)
+        else:
+            allowed = key_mask.flatten(2).unsqueeze(2)  # (B, 1, 1, K)
+            alive = allowed.any(-1, keepdim=True)
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed | ~alive, scale=scale) * alive
     return out[..., :channels].transpose(2, 3)
 
 

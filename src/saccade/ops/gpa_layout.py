@@ -1,4 +1,9 @@
-"""Memory for grid-partitioned attention: maps read as cells and as strips of keys, chunk by chunk, buffers reused."""
+"""Memory for grid-partitioned attention: maps read as cells and as blocks of keys, chunk by chunk, buffers reused.
+
+A map laid out pixel by pixel holds a block of d x d keys as d contiguous strips of d pixels: gathers and scatters move
+whole strips, which is quick, but laying it out costs a copy of the map. From a map laid out channel by channel keys are
+gathered one by one.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +19,8 @@ from saccade.geometry import Size
 from saccade.ops.gpa_cells import Grid, parts_of_cell
 from saccade.ops.inputs import at_least_float32
 
-# Ours: entries of gathered keys held at a time; on the CPU keys, values and their gradients should stay in cache.
-CHUNK_ENTRIES = {"cpu": 2**19, "other": 2**25}
+# Ours: entries of gathered keys held at a time. On the CPU more is no faster, and half of it 5 % slower.
+CHUNK_ENTRIES = {"cpu": 2**20, "other": 2**25}
 # Ours: attention weights of one cell; larger cells are cut. The paper's settings are far below (16 x 48, 64 x 192).
 WEIGHT_ENTRIES = {"cpu": 2**21, "other": 2**26}
 
@@ -27,6 +32,17 @@ class Chunk(NamedTuple):
     heads: slice
     rows: slice
     cols: slice
+
+
+class Chosen(NamedTuple):
+    """The keys that a chunk's cells chose, cell after cell, block after block.
+
+    `strips` are row numbers of `KeyStrips` (n * kappa * d), `pixels` the flat pixels (n * L) for `KeyPlanes`.
+    """
+
+    chunk: Chunk
+    strips: Tensor
+    pixels: Tensor
 
 
 def chunks(counts: tuple[int, ...], limit: int) -> Iterator[tuple[slice, ...]]:
@@ -106,24 +122,28 @@ class CellChunks:
         self._first = maps * (grid.kv_size.rows * grid.kv_coarse.cols)
         self._down = torch.arange(grid.factor, device=indices.device) * grid.kv_coarse.cols
 
-    def within(self, channels: int) -> list[Chunk]:
-        """All cells in chunks whose gathered keys of so many channels stay within the working memory."""
-        counts = (*self._indices.shape[:2], *self.grid.cells)
-        return [Chunk(*part) for part in chunks(counts, self._budget // (self.grid.keys * channels))]
+    def within(self, channels: int, one_map: bool = False) -> Iterator[Chosen]:
+        """All cells in chunks whose gathered keys of so many channels stay within the working memory.
 
-    def number(self, chunk: Chunk) -> int:
-        """How many cells a chunk has over all heads and batch entries."""
-        return prod(span.stop - span.start for span in chunk)
+        With `one_map` a chunk stays in one entry of the batch and one head, as `KeyPlanes` needs.
+        """
+        limit = self._budget // (self.grid.keys * channels)
+        if one_map:
+            limit = min(limit, self.grid.cells.area)
+        for part in chunks((*self._indices.shape[:2], *self.grid.cells), limit):
+            yield self._chosen(Chunk(*part))
 
-    def strips(self, chunk: Chunk) -> Tensor:
-        """The strips that hold the chunk's keys, cell after cell: (n * kappa * d) row numbers of `KeyStrips`."""
+    def _chosen(self, chunk: Chunk) -> Chosen:
         cols, d = self.grid.kv_coarse.cols, self.grid.factor
         at_rows = torch.arange(chunk.rows.start, chunk.rows.stop, device=self._down.device) // self._parts.rows
         at_cols = torch.arange(chunk.cols.start, chunk.cols.stop, device=self._down.device) // self._parts.cols
         # (B, G, cell rows, cell cols, kappa)
         blocks = self._indices[chunk.batch, chunk.heads][:, :, at_rows[:, None], at_cols]
-        corner = self._first[chunk.batch, chunk.heads] + (blocks // cols) * (cols * d) + blocks % cols
-        return (corner.unsqueeze(5) + self._down).flatten()
+        corner = (blocks // cols) * (cols * d) + blocks % cols
+        inside = corner.unsqueeze(5) + self._down  # (..., kappa, d) strips of its own map
+        strips = inside + self._first[chunk.batch, chunk.heads].unsqueeze(5)
+        pixels = inside.unsqueeze(6) * d + torch.arange(d, device=self._down.device)
+        return Chosen(chunk, strips.flatten(), pixels.flatten())
 
 
 class QueryCells:
@@ -147,7 +167,7 @@ class QueryCells:
 
     def write(self, chunk: Chunk, cells: Tensor) -> None:
         part = self._part(chunk)
-        part.copy_(cells.view(part.shape))
+        part.copy_(torch.unflatten(torch.unflatten(cells, 1, part.shape[4:6]), 0, part.shape[:4]))
 
 
 class KeyStrips:
@@ -175,19 +195,13 @@ class KeyStrips:
         rows = pool.take(like, like.numel(), at_least_float32(like[:0]).dtype)
         return cls(rows.zero_(), like.shape, grid, owned=True)
 
-    def read(self, strips: Tensor, scratch: Scratch, name: str) -> Tensor:
-        """Row numbers (n * kappa * d) -> (n, L, C)."""
-        width = self._rows.shape[1]
-        raw = scratch.take(name, strips.numel(), width, dtype=self._rows.dtype)
-        torch.index_select(self._rows, 0, strips, out=raw)
-        ready = raw
-        if at_least_float32(raw[:0]).dtype != raw.dtype:
-            ready = scratch.take(name, strips.numel(), width).copy_(raw)
-        return ready.view(-1, self._keys, self._shape[2])
+    def read(self, chosen: Chosen, scratch: Scratch, name: str) -> Tensor:
+        """(n, L, C)."""
+        return _select(self._rows, 0, chosen.strips, scratch, name).view(-1, self._keys, self._shape[2])
 
-    def add(self, strips: Tensor, values: Tensor) -> None:
+    def add(self, chosen: Chosen, values: Tensor) -> None:
         """Add (n, L, C) to the strips."""
-        self._rows.index_add_(0, strips, values.view(-1, self._rows.shape[1]))
+        self._rows.index_add_(0, chosen.strips, values.view(-1, self._rows.shape[1]))
 
     def release(self, pool: MapPool) -> None:
         """Give the memory back; the strips must not be used again."""
@@ -205,6 +219,41 @@ class KeyStrips:
         if maps.stride() == like.stride() and maps.dtype == like.dtype:
             return maps
         return torch.empty_like(like).copy_(maps)
+
+
+class KeyPlanes:
+    """A key-sized map (B, G, C, Y, X) as it lies, channel by channel; read from one map of the batch and one head."""
+
+    def __init__(self, maps: Tensor, grid: Grid) -> None:
+        self._planes = maps.flatten(3)
+        self._keys = grid.keys
+
+    def read(self, chosen: Chosen, scratch: Scratch, name: str) -> Tensor:
+        """(n, L, C), with the channels outermost in memory."""
+        plane = self._planes[chosen.chunk.batch.start, chosen.chunk.heads.start]  # (C, Y * X)
+        gathered = _select(plane, 1, chosen.pixels, scratch, name)
+        return gathered.view(plane.shape[0], -1, self._keys).permute(1, 2, 0)
+
+    def release(self, pool: MapPool) -> None:
+        """Nothing to give back: the memory is the map's own."""
+
+
+def gathered_map(maps: Tensor, grid: Grid, pool: MapPool) -> KeyStrips | KeyPlanes:
+    """A map to gather keys from where memory is short: on the CPU it is not laid out anew."""
+    if maps.device.type == "cpu" and maps.is_contiguous():
+        return KeyPlanes(maps, grid)
+    return KeyStrips.of(maps, grid, pool)
+
+
+def _select(source: Tensor, axis: int, index: Tensor, scratch: Scratch, name: str) -> Tensor:
+    """`index_select` of a matrix into scratch memory, in at least float32."""
+    shape = [source.shape[0], source.shape[1]]
+    shape[axis] = index.numel()
+    raw = scratch.take(name, *shape, dtype=source.dtype)
+    torch.index_select(source, axis, index, out=raw)
+    if at_least_float32(raw[:0]).dtype == raw.dtype:
+        return raw
+    return scratch.take(name, *shape).copy_(raw)
 
 
 def new_map(like: Tensor, channels: int, pool: MapPool) -> Tensor:
