@@ -25,7 +25,7 @@ def digests(root: Path) -> dict[str, str]:
 
 
 def read_annotation(path: Path) -> list[tuple[str, list[int], list[int]]]:
-    """gpa.md 8, restated: separator ':', y first, JSON lists."""
+    """The format of the keypoint lists, restated: separator ':', y first, JSON lists."""
     header, *lines = path.read_text(encoding="utf-8").splitlines()
     assert header == "name:keypoints_y:keypoints_x"
     rows = []

@@ -164,6 +164,15 @@ def test_constant_maps_choose_the_first_keys(dtype, kv_size):
         assert torch.equal(chosen, torch.arange(5).expand(1, 1, 4, 5))
 
 
+def test_masked_keys_are_not_chosen_before_allowed_ones_without_weight():
+    """The last key takes all the weight, so that the third's is exactly 0, as the masked ones' is."""
+    q = torch.full((1, 1, 1, 2, 2), 1e4, dtype=torch.float64)
+    k = torch.tensor([0.0, 0.0, -1.0, 1.0], dtype=torch.float64).view(1, 1, 1, 1, 4)
+    mask = torch.tensor([False, False, True, True]).view(1, 1, 1, 4)
+    chosen = gpa_select(q, k, cells=Size(1, 1), keys_per_cell=2, coarse=Size(2, 2), key_mask=mask)
+    assert chosen.flatten().tolist() == [2, 3]
+
+
 def test_stable_top_equals_a_stable_sort():
     generator = torch.Generator().manual_seed(0)
     for levels in (1, 2, 3, 10, 10_000):

@@ -31,6 +31,7 @@ def test_sweep_then_skip_then_swap(command: Command, arguments: list[str], tmp_p
     sweep = ["-m", "model=posemorph", "attention=none,full,gpa", "seed=0,1", *arguments]
     first = command("train.py", *sweep, timeout=600)
     assert first.returncode == 0, first.stderr
+    assert not (PROJECT / "multirun.yaml").exists()
     found = results(tmp_path / "runs")
     assert len(found) == 6
     assert {(r["attention"], r["seed"]) for r in found} == {(a, s) for a in ("none", "full", "gpa") for s in (0, 1)}
