@@ -22,7 +22,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def environment(cache: Path) -> dict[str, str]:
     changed = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "SACCADE_OFFLINE": "1", "SACCADE_CACHE": str(cache)}
-    return {**os.environ, **changed, "COLUMNS": "200"}
+    kept = {name: value for name, value in os.environ.items() if name != "HYDRA_FULL_ERROR"}
+    return {**kept, **changed, "COLUMNS": "200"}
 
 
 @pytest.fixture
