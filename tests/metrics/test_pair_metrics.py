@@ -135,20 +135,11 @@ def test_random_networks_are_renamed_with_a_notice(tmp_path, monkeypatch):
     assert "RANDOM FEATURES" in metrics.notices[0]
 
 
-def test_auto_is_resolved_for_each_network_before_a_run(tmp_path, monkeypatch):
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("SACCADE_OFFLINE", "1")
-    monkeypatch.delenv("SACCADE_WEIGHTS", raising=False)
-    options = {"names": ["l1", "lpips_alex"], "weights": "auto"}
-    changes, notices = ImagePairMetrics.resolve_auto(options, {"weights_dir": str(tmp_path)})
-    assert changes == {"weights": {"lpips_alex": "random"}}
-    assert len(notices) == 1
-    assert ImagePairMetrics.resolve_auto({"names": ["l1"]}, {}) == ({}, [])
-    assert ImagePairMetrics.resolve_auto({**options, "weights": "random"}, {}) == ({}, [])
-    made = ImagePairMetrics(32, options["names"], weights=changes["weights"])
+def test_weights_may_be_chosen_for_each_network():
+    made = ImagePairMetrics(32, ["l1", "lpips_alex"], weights={"lpips_alex": "random"})
     assert len(made.notices) == 1
     with pytest.raises(ValueError, match="names no mode for lpips_alex"):
-        ImagePairMetrics(32, options["names"], weights={})
+        ImagePairMetrics(32, ["l1", "lpips_alex"], weights={})
 
 
 def test_required_weights():

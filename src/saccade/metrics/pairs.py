@@ -79,7 +79,7 @@ class ImagePairMetrics:
         names: which metrics (``METRIC_NAMES``). Default: ``PLAIN_METRICS`` as far as the size allows.
         skip_unfit: leave metrics that the size does not allow out, and say so in ``left_out``, in place of raising.
         weights: ``auto``, ``pretrained`` or ``random`` for the networks, or one of them for each metric by name;
-            ``auto`` is resolved here, for each network, unless ``resolve_auto`` did it before.
+            ``auto`` takes the pretrained where they are to be had, network by network.
         weights_dir: folder searched first for weight files.
         download: whether missing files may be fetched.
 
@@ -127,21 +127,6 @@ class ImagePairMetrics:
             elif name == PROXY:
                 self._frechet.append(_Frechet(name, RandomConvFeatures()))
         self._rows: dict[str, dict[str, float]] = {}
-
-    @classmethod
-    def resolve_auto(cls, options: Mapping[str, Any], runtime: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-        """What ``weights: auto`` becomes on this machine, for the identity of a run: (changed options, notices)."""
-        weights, folder = options.get("weights", "auto"), runtime.get("weights_dir")
-        if weights != "auto":
-            return {}, []
-        modes: dict[str, str] = {}
-        notices: list[str] = []
-        for name in _checked(options.get("names") or ()):
-            if name in _WEIGHT_FILES:
-                resolution = weight_files.resolve_mode(weights, [_WEIGHT_FILES[name]], folder)
-                modes[name] = resolution.mode
-                notices += [f"{name}: {resolution.notice}"] if resolution.notice else []
-        return ({"weights": modes}, notices) if modes else ({}, [])
 
     def set_reference(self, name: str, moments: FeatureMoments, reference: str) -> None:
         """Compare a Frechet metric with a fixed real set in place of the targets (GFLA: the whole training set).

@@ -113,7 +113,8 @@ class AdversarialTask(Task):
                 penalty = r1_penalty(discriminator(images, *real[1:]), images, gamma=self.r1_gamma)
                 finite = self.backward_terms(penalty, self.weights, scale=float(self.r1_interval)) and finite
                 self.last_r1.copy_(penalty["r1"].detach())
-        self.log("loss/r1", self.last_r1)
+        else:  # between its steps the curve holds the last value
+            self.log("loss/r1", self.last_r1)
         self.guarded_step("discriminator", optimiser, list(discriminator.parameters()), finite)
 
     def adversarial_terms(self, *arguments: Tensor) -> Terms:
