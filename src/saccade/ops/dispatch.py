@@ -13,8 +13,9 @@ from torch import Tensor
 
 from saccade.geometry import AttentionShape
 
-Score = Literal["dot", "l2"]
-SCORES: tuple[Score, ...] = ("dot", "l2")
+# q.k | -|q - k|^2 | q.k of unit vectors | q.k of the key's unit vector: ranks keys as cosine, keeps the query's length.
+Score = Literal["dot", "l2", "cosine", "unit_key"]
+SCORES: tuple[Score, ...] = ("dot", "l2", "cosine", "unit_key")
 
 
 @dataclass(frozen=True)
@@ -130,10 +131,10 @@ def reset_ledger() -> None:
     _ledger.clear()
 
 
-def check_score(op: str, score: str) -> None:
-    """Raise ValueError unless `score` is one that the dense and partitioned ops know."""
-    if score not in SCORES:
-        raise ValueError(f"{op}: no score is called {score!r}. Valid here: {', '.join(SCORES)}.")
+def check_score(op: str, score: str, valid: Sequence[Score] = SCORES) -> None:
+    """Raise ValueError, listing the valid names, unless `score` is one that the op knows."""
+    if score not in valid:
+        raise ValueError(f"{op}: no score is called {score!r}. Valid here: {', '.join(valid)}.")
 
 
 def once_differentiable(

@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
 from saccade.geometry import AttentionShape, Size
 from saccade.ops.dispatch import Request, Score
+
+_finite_inputs: ContextVar[bool] = ContextVar("saccade_finite_inputs", default=False)
+
+
+@contextmanager
+def finite_inputs(enabled: bool = True) -> Iterator[None]:
+    """Make every op called inside refuse NaN and infinite maps, on any device and in training.
+
+    Outside, ops look on the CPU and where no gradients are recorded: on a GPU looking means waiting, and a training
+    step that is not finite is for the training loop to count and skip.
+    """
+    token = _finite_inputs.set(enabled)
+    try:
+        yield
+    finally:
+        _finite_inputs.reset(token)
 
 
 def read_shape(
@@ -24,7 +42,8 @@ def read_shape(
         key_mask: (B, 1, Yk, Xk) bool.
 
     Raises:
-        ValueError: a map has the wrong rank, size, dtype or device.
+        ValueError: a map has the wrong rank, size, dtype or device, is empty, or holds NaN or infinity (looked for as
+            `finite_inputs` says); the mask leaves a batch entry no key.
     """
     maps = {"q": q, "k": k} if v is None else {"q": q, "k": k, "v": v}
     for name, tensor in maps.items():
@@ -45,6 +64,12 @@ def read_shape(
             f"{op}: key_mask must be a bool tensor of shape {(batch, 1, rows, cols)}; got {key_mask.dtype} of shape "
             f"{tuple(key_mask.shape)}."
         )
+    if key_mask is not None and key_mask.device != q.device:
+        raise ValueError(f"{op}: key_mask is on {key_mask.device}, the maps are on {q.device}; move it there.")
+    for name, tensor in maps.items():
+        if tensor.numel() == 0:
+            raise ValueError(f"{op}: {name} is empty, shape {tuple(tensor.shape)}; every axis must be at least 1.")
+    _check_values(op, maps, key_mask)
     return AttentionShape(
         batch=batch,
         heads=heads,
@@ -53,6 +78,24 @@ def read_shape(
         q_size=Size(*q.shape[3:]),
         kv_size=Size(rows, cols),
     )
+
+
+def _check_values(op: str, maps: Mapping[str, Tensor], key_mask: Tensor | None) -> None:
+    device = next(iter(maps.values())).device
+    if device.type == "meta" or torch.compiler.is_compiling():
+        return
+    recording = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in maps.values())
+    if _finite_inputs.get() or (device.type == "cpu" and not recording):
+        for name, tensor in maps.items():
+            # a sum is NaN or infinite if an entry is; it may overflow without one, so only then look at each
+            if not bool(torch.isfinite(tensor.detach().sum())) and not bool(torch.isfinite(tensor.detach()).all()):
+                raise ValueError(f"{op}: {name} holds NaN or infinite values; all of them must be finite numbers.")
+    if key_mask is not None:
+        dead = ~key_mask.flatten(1).any(1)
+        if bool(dead.any()):
+            raise ValueError(
+                f"{op}: key_mask leaves batch entry {int(dead.nonzero()[0])} no key; it must allow at least one in each."
+            )
 
 
 def make_request(shape: AttentionShape, score: Score, key_mask: Tensor | None, *tensors: Tensor) -> Request:
@@ -67,9 +110,17 @@ def make_request(shape: AttentionShape, score: Score, key_mask: Tensor | None, *
     )
 
 
-def default_scale(scale: float | None, channels: int) -> float:
-    """`scale`, or the released code's 1 / sqrt(channels of a head)."""
-    return channels**-0.5 if scale is None else float(scale)
+def default_scale(scale: float | None, channels: int, score: Score = "dot") -> float:
+    """`scale`; or 1 / sqrt(channels compared) for "dot" and "l2", as in GPA's released code, and 1 for unit vectors."""
+    if scale is not None:
+        return float(scale)
+    return 1.0 if score in ("cosine", "unit_key") else float(channels**-0.5)
+
+
+def check_scale(op: str, scale: float | None) -> None:
+    """Raise ValueError unless the factor on the score is None or a finite number above 0."""
+    if scale is not None and not 0 < scale < float("inf"):
+        raise ValueError(f"{op}: scale must be a positive number, or None for the default; got {scale!r}.")
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
