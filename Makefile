@@ -2,12 +2,12 @@ PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= $(shell sh scripts/pick_torch.sh)
 RUN    := $(VENV)/bin/python
-.PHONY: setup demo test test-all test-gpu check format bench doctor clean
+.PHONY: setup demo test test-all test-gpu check format bench bench-table1 doctor clean
 
 setup: $(VENV)/.done  ## the environment; TORCH=cpu|cuda|legacy-gpu overrides what this machine suggests
-$(VENV)/.done: pyproject.toml constraints/$(TORCH).txt
+$(VENV)/.done: pyproject.toml constraints/$(TORCH).txt $(wildcard src/saccade/kernels/patchmatch*)
 	$(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install -q -c constraints/$(TORCH).txt -e '.[dev,sweep]'
+	$(RUN) -m pip install -q -c constraints/$(TORCH).txt -e '.[experiments,sweep,dev]'
 	touch $@
 
 demo: setup  ## train on stand-in data, evaluate, and write report.html: a few minutes on two CPU cores
@@ -19,8 +19,8 @@ test: setup  ## the fast suite
 test-all: setup  ## with the slow cases
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m "not gpu"
 
-test-gpu: setup
-	$(RUN) -m pytest -q -m gpu
+test-gpu: setup  ## the GPU's suite; fails where there is no GPU
+	SACCADE_DEMAND_GPU=1 $(RUN) -m pytest -q -m gpu tests/gpu
 
 check: setup  ## ruff, mypy --strict, import contracts
 	$(VENV)/bin/ruff check .
@@ -32,8 +32,11 @@ format: setup
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-bench: setup  ## time and memory of the attention backends against the released algorithm and dense attention
-	$(RUN) scripts/bench_attention.py --check
+bench: setup  ## time, memory and error of every attention backend, judged by the bars, with tables and plots
+	$(RUN) scripts/bench_attention.py --check --tables --plots
+
+bench-table1: setup  ## memory beside PSAL's Table 1 and GPA's Figure 5, in the papers' layout
+	$(RUN) scripts/bench_attention.py --suites memory --tables
 
 doctor: setup  ## what will and will not run on this machine
 	$(RUN) scripts/doctor.py
