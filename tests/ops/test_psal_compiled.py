@@ -291,14 +291,20 @@ def test_wrong_calls_of_the_extension_are_refused():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["astronaut", "coffee"])
-def test_mean_cost_at_256_is_close_to_the_exact_one(name):
-    q, k = _photograph(name, 256)
+def test_mean_cost_at_256_is_close_to_the_exact_one():
+    """The published schedule keeps 1.10 on average; fur (chelsea) alone is above it. Our settings keep it on each."""
     plan = SearchPlan(1, 7, 5, "l2")
-    exact = float(search(q, k, None, replace(plan, search="exact"), SEED)[1].mean())
-    costs = {
-        "jump": search(q, k, None, plan, SEED)[1].mean(),
-        "jump, coarse start": search(q, k, None, replace(plan, coarse_start=4), SEED)[1].mean(),
-        "sweep": search(q, k, None, replace(plan, search="sweep", coarse_start=4, iterations=3), SEED)[1].mean(),
+    settings = {
+        "jump": plan,
+        "jump, coarse start": replace(plan, coarse_start=4),
+        "sweep": replace(plan, search="sweep", coarse_start=4, iterations=3),
     }
-    assert all(exact <= float(cost) <= 1.10 * exact for cost in costs.values()), (exact, costs)
+    ratios: dict[str, list[float]] = {setting: [] for setting in settings}
+    for name in ("astronaut", "coffee", "rocket", "chelsea"):
+        q, k = _photograph(name, 256)
+        exact = float(search(q, k, None, replace(plan, search="exact"), SEED)[1].mean())
+        for setting, chosen in settings.items():
+            ratios[setting].append(float(search(q, k, None, chosen, SEED)[1].mean()) / exact)
+    assert all(1 <= ratio <= 1.10 for setting in ("jump, coarse start", "sweep") for ratio in ratios[setting]), ratios
+    assert sum(ratios["jump"]) / 4 <= 1.10, ratios
+    assert max(ratios["jump"]) <= 1.20, ratios
