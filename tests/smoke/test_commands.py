@@ -50,6 +50,24 @@ def test_sweep_then_skip_then_swap(command: Command, arguments: list[str], tmp_p
     assert json.loads(record.read_text())["trained_with"] == "gpa"
 
 
+def test_every_backend_trains_and_reads_what_another_trained(
+    command: Command, arguments: list[str], tmp_path: Path
+) -> None:
+    backends = ("ylg", "psal", "local", "linear", "performer", "reformer", "nystromformer")
+    sweep = ["-m", "model=posemorph", f"attention={','.join(backends)}", *arguments]
+    done = command("train.py", *sweep, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = {r["attention"]: r for r in results(tmp_path / "runs")}
+    assert set(found) == set(backends)
+    for name, record in found.items():
+        assert name in {entry["op"] for entry in record["ledger"]}
+    run = next(path.parent for path in (tmp_path / "runs").rglob("result.json") if "-psal-" in path.parent.name)
+    swapped = command("evaluate.py", f"run={run}", "attention=ylg")
+    assert swapped.returncode == 0, swapped.stderr
+    (record,) = run.glob("evaluations/ylg-*/result.json")
+    assert json.loads(record.read_text())["trained_with"] == "psal"
+
+
 def test_kill_minus_nine_then_resume_gives_the_same_bits(
     command: Command, arguments: list[str], environment: dict[str, str], tmp_path: Path
 ) -> None:

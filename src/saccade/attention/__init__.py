@@ -3,9 +3,16 @@
 from saccade.attention.block import AttentionBlock
 from saccade.attention.full import FullAttention
 from saccade.attention.gpa import GridPartitionedAttention
+from saccade.attention.linear import LinearAttention
+from saccade.attention.local import LocalAttention
 from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAttention
 from saccade.attention.none import NoAttention
+from saccade.attention.nystromformer import NystromAttention
+from saccade.attention.performer import PerformerAttention
+from saccade.attention.psal import PatchBasedStochasticAttention
+from saccade.attention.reformer import ReformerAttention
 from saccade.attention.slots import AttentionSlots, SlotPolicy
+from saccade.attention.ylg import YourLocalAttention
 
 __all__ = [
     "AttentionBlock",
@@ -14,7 +21,14 @@ __all__ = [
     "AttentionWeights",
     "FullAttention",
     "GridPartitionedAttention",
+    "LinearAttention",
+    "LocalAttention",
     "NoAttention",
+    "NystromAttention",
+    "PatchBasedStochasticAttention",
+    "PerformerAttention",
+    "ReformerAttention",
     "SlotPolicy",
     "SpatialAttention",
+    "YourLocalAttention",
 ]

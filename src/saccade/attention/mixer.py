@@ -93,10 +93,12 @@ class SpatialAttention(nn.Module, ABC):
         """(B, G*C, Y, X) -> (B, G, C, Y, X).
 
         Raises:
-            ValueError: not a map, or its channels do not split into the heads.
+            ValueError: not a map, an empty one, or its channels do not split into the heads.
         """
         if maps.dim() != 4:
             raise ValueError(f"{self.name}: a map must be (B, channels, rows, cols); got shape {tuple(maps.shape)}.")
+        if maps.numel() == 0:
+            raise ValueError(f"{self.name}: a map is empty, shape {tuple(maps.shape)}; every axis must be at least 1.")
         channels = maps.shape[1]
         if channels % self.heads:
             raise ValueError(f"{self.name}: {self.head_reason(channels)}")
