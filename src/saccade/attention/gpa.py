@@ -4,18 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import TypedDict
 
 import torch
 from torch import Tensor
 
 from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAttention, check_queries
 from saccade.geometry import AttentionShape, Size, SlotSpec
-from saccade.ops.dispatch import Score, check_kernel_name, check_score
+from saccade.ops.dispatch import Score, check_kernel_name
 from saccade.ops.gpa import KERNELS, gpa_attention, gpa_coverage, gpa_weights
+from saccade.ops.gpa_call import GpaOptions, Selection, check_options
 from saccade.ops.gpa_cells import grid_reasons, valid_cell_counts, valid_coarse
+from saccade.ops.patches import saved_for_vectors
 
 #: Options in which the paper's text (Eq. 1, section 3) differs from the released layer, whose values are the defaults.
 PAPER: Mapping[str, object] = MappingProxyType({"score": "dot", "scale": 1.0})
+
+
+class _Options(TypedDict):
+    keys_per_cell: int
+    score: Score
+    scale: float | None
+    patch_size: int
+    causal: bool
+    selection: Selection
+    temperature: float
+    candidates: int | None
 
 
 class GridPartitionedAttention(SpatialAttention):
@@ -31,8 +45,13 @@ class GridPartitionedAttention(SpatialAttention):
             coarse pixels (its splitM); or the exact (rows, cols) of cells.
         keys_per_cell: kappa, the coarse keys that a cell chooses, each a block of d x d keys.
         score: "l2" as the released layer's default; "dot" in the paper.
-        scale: factor on the score; None is the released layer's 1 / sqrt(channels of a head); 1.0 in the paper's Eq. 1.
-            `PAPER` holds what the paper sets apart.
+        scale: factor on the score; None is the released layer's 1 / sqrt(channels compared), or 1 for "cosine" and
+            "unit_key"; 1.0 in the paper's Eq. 1. `PAPER` holds what the paper sets apart.
+        patch_size: p, odd: queries and keys are compared as p x p patches, which take p * p times their memory.
+        causal: attend to nothing that comes later in scan-line order.
+        selection: "hard", or "soft": a choice of keys that learns (`saccade.ops.gpa_soft`).
+        temperature: of the soft selection; towards 0 it becomes the hard one.
+        candidates: coarse keys that a soft selection of a cell attends to; None is twice `keys_per_cell`.
         heads: number of heads; each chooses its own keys.
         kernel: "auto" or the name of one.
     """
@@ -48,34 +67,46 @@ class GridPartitionedAttention(SpatialAttention):
         keys_per_cell: int = 12,
         score: Score = "l2",
         scale: float | None = None,
+        patch_size: int = 1,
+        causal: bool = False,
+        selection: Selection = "hard",
+        temperature: float = 0.1,
+        candidates: int | None = None,
         heads: int = 1,
         kernel: str = "auto",
     ) -> None:
         super().__init__(spec, heads=heads)
-        check_score(self.name, score)
         check_kernel_name(self.name, KERNELS, kernel)
-        if keys_per_cell < 1:
-            raise ValueError(f"gpa: keys_per_cell must be at least 1; got {keys_per_cell}.")
         self.coarse = coarse if isinstance(coarse, int) and coarse >= 1 else Size.of(coarse)
         self.cells = cells if isinstance(cells, int) and cells >= 1 else Size.of(cells)
         self.keys_per_cell = keys_per_cell
         self.score: Score = score
         self.scale = scale
+        self.patch_size = patch_size
+        self.causal = causal
+        self.selection: Selection = selection
+        self.temperature = temperature
+        self.candidates = candidates
         self.kernel = kernel
+        check_options(self.name, GpaOptions(cells=(1, 1), coarse=(1, 1), **self._options()))
+
+    def _options(self) -> _Options:
+        """What the op takes beside the sizes."""
+        return {
+            "keys_per_cell": self.keys_per_cell,
+            "score": self.score,
+            "scale": self.scale,
+            "patch_size": self.patch_size,
+            "causal": self.causal,
+            "selection": self.selection,
+            "temperature": self.temperature,
+            "candidates": self.candidates,
+        }
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
         coarse, cells = self._sizes_or_raise(q, k)
         return gpa_attention(
-            q,
-            k,
-            v,
-            cells=cells,
-            keys_per_cell=self.keys_per_cell,
-            coarse=coarse,
-            score=self.score,
-            scale=self.scale,
-            key_mask=key_mask,
-            kernel=self.kernel,
+            q, k, v, cells=cells, coarse=coarse, key_mask=key_mask, kernel=self.kernel, **self._options()
         )
 
     def weights(self, q: Tensor, k: Tensor, queries: Tensor, key_mask: Tensor | None = None) -> AttentionWeights:
@@ -83,17 +114,7 @@ class GridPartitionedAttention(SpatialAttention):
         q, k = self.split_heads(q), self.split_heads(k)
         coarse, cells = self._sizes_or_raise(q, k)
         return AttentionWeights(
-            *gpa_weights(
-                q,
-                k,
-                queries,
-                cells=cells,
-                keys_per_cell=self.keys_per_cell,
-                coarse=coarse,
-                score=self.score,
-                scale=self.scale,
-                key_mask=key_mask,
-            )
+            *gpa_weights(q, k, queries, cells=cells, coarse=coarse, key_mask=key_mask, **self._options())
         )
 
     def coverage(
@@ -116,6 +137,7 @@ class GridPartitionedAttention(SpatialAttention):
             coarse=coarse,
             score=self.score,
             scale=self.scale,
+            patch_size=self.patch_size,
             key_mask=key_mask,
             samples=samples,
             generator=generator,
@@ -136,7 +158,9 @@ class GridPartitionedAttention(SpatialAttention):
         return Size(coarse.rows // side, coarse.cols // side)
 
     def cost(self, shape: AttentionShape) -> AttentionCost:
-        """Phase 1 2 n'^2 D; phase 2 2 n L (D + E) with L = kappa d^2; saved are the chosen indices.
+        """Phase 1 2 n'^2 D p^2; phase 2 2 n L (D p^2 + E) with L = kappa d^2; saved are the chosen indices.
+
+        Beside them patches and unit vectors, and of a soft selection the scores of Phase 1, are saved.
 
         Raises:
             ValueError: the shape does not partition; see `reasons_against`.
@@ -144,23 +168,52 @@ class GridPartitionedAttention(SpatialAttention):
         reasons = self.reasons_against(shape)
         if reasons:
             raise ValueError(f"gpa: {' '.join(reasons)}")
+        maps, channels = shape.batch * shape.heads, shape.qk_channels * self.patch_size**2
         coarse = self.coarse_size(shape.q_size)
+        cells = self.cell_count(coarse).area
         block = (shape.q_size.rows // coarse.rows) ** 2
         coarse_keys = shape.kv_size.area // block
         kappa = min(self.keys_per_cell, coarse_keys)
-        maps = shape.batch * shape.heads
-        pairs = maps * shape.q_size.area * kappa * block
+        searched = 2 * cells if self.causal else coarse.area  # causal: one query a cell, blocks above and beside
+        attended = min(self._attended(coarse.area // cells), coarse_keys)
+        everything = (attended if self.causal else kappa) == coarse_keys
+        search = 0 if everything else searched * coarse_keys
+        soft = self.selection == "soft" and attended > kappa
+        saved = 8 * (1 if everything else maps * cells) * attended + 4 * maps * self._saved_vectors(shape)
+        if self.causal:
+            saved += 8 * (shape.q_size.area + shape.kv_size.area)
+        if soft:
+            scores = coarse.area * (coarse_keys + channels + attended + 1) + coarse_keys * channels
+            saved += 4 * maps * (scores + cells * (11 * attended + 7))  # eleven steps from scores to memberships
+        pairs = shape.q_size.area * attended * block
         return AttentionCost(
-            forward_flops=2 * maps * coarse.area * coarse_keys * shape.qk_channels
-            + 2 * pairs * (shape.qk_channels + shape.v_channels),
-            backward_flops=2 * pairs * (3 * shape.qk_channels + 2 * shape.v_channels),
-            saved_bytes=8 * maps * self.cell_count(coarse).area * kappa,
+            forward_flops=2 * maps * (search * channels + pairs * (channels + shape.v_channels)),
+            backward_flops=2 * maps * (2 * soft * search * channels + pairs * (3 * channels + 2 * shape.v_channels)),
+            saved_bytes=saved,
         )
+
+    def _attended(self, cell_area: int) -> int:
+        """Coarse keys that Phase 2 of a cell of so many coarse pixels attends to."""
+        if self.causal:
+            return self.keys_per_cell + cell_area
+        if self.selection == "soft":
+            return 2 * self.keys_per_cell if self.candidates is None else self.candidates
+        return self.keys_per_cell
+
+    def _saved_vectors(self, shape: AttentionShape) -> int:
+        """Entries of the patches and unit vectors that stay for backward, a head."""
+        queries, keys = shape.q_size.area, shape.kv_size.area
+        made = saved_for_vectors(self.patch_size, self.score, shape.qk_channels, queries, keys)
+        units = {"cosine": queries + keys, "unit_key": keys}.get(self.score, 0)
+        vectors = units if self.patch_size == 1 else queries + keys
+        return made + shape.qk_channels * self.patch_size**2 * vectors
 
     def reasons_against(self, shape: AttentionShape) -> list[str]:
         return self._reasons(shape.q_size, shape.kv_size)
 
     def _reasons(self, q_size: Size, kv_size: Size) -> list[str]:
+        if self.causal and q_size != kv_size:
+            return [f"causal attention needs maps of one size; the query map is {q_size}, the key map {kv_size}."]
         coarse = self.coarse_size(q_size)
         cells = self.cell_count(coarse)
         if isinstance(self.coarse, int):
@@ -204,7 +257,8 @@ class GridPartitionedAttention(SpatialAttention):
     def extra_repr(self) -> str:
         return (
             f"coarse={self.coarse}, cells={self.cells}, keys_per_cell={self.keys_per_cell}, score={self.score}, "
-            f"scale={self.scale}, heads={self.heads}, kernel={self.kernel}"
+            f"scale={self.scale}, patch_size={self.patch_size}, causal={self.causal}, selection={self.selection}, "
+            f"temperature={self.temperature}, candidates={self.candidates}, heads={self.heads}, kernel={self.kernel}"
         )
 
 

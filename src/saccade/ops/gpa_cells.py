@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from math import gcd
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from saccade.geometry import Size
+from saccade.ops.inputs import at_least_float32
 
 
 @dataclass(frozen=True)
 class Grid:
     """How one pair of maps is partitioned.
 
-    `factor` is the pooling factor d; a coarse pixel is a block of d x d pixels. `cell` is the size of one cell in query
-    pixels.
+    A coarse pixel is a block of `factor` rows and cols of pixels, d x d for images. `cell` is the size of one cell in
+    query pixels.
     """
 
     q_size: Size
@@ -24,19 +26,43 @@ class Grid:
     coarse: Size
     kv_coarse: Size
     cells: Size
-    factor: int
+    factor: Size
     cell: Size
     keys_per_cell: int
 
     @property
     def keys(self) -> int:
         """Full-resolution keys that one cell attends to: kappa * d^2."""
-        return self.keys_per_cell * self.factor**2
+        return self.keys_per_cell * self.factor.area
+
+    def with_keys(self, keys_per_cell: int) -> Grid:
+        """The same cells with another number of coarse keys, at most those there are."""
+        return replace(self, keys_per_cell=min(keys_per_cell, self.kv_coarse.area))
 
     def with_cells(self, cells: Size) -> Grid:
         """The same maps in another number of cells, which divides the query map."""
         cell = Size(self.q_size.rows // cells.rows, self.q_size.cols // cells.cols)
         return replace(self, cells=cells, cell=cell)
+
+
+class Order(NamedTuple):
+    """Places of pixels in scan-line order: queries (Yq, Xq) long, and keys, flat (Yk * Xk) long."""
+
+    queries: Tensor
+    keys: Tensor
+
+
+class Blocks(NamedTuple):
+    """What Phase 2 attends to.
+
+    `indices` (B, G, cells, kappa) are the coarse keys of each cell; `bias`, of the same shape, is added to the logits
+    of all pixels of a block; with an `order` a query attends only to keys that do not come after it.
+    """
+
+    grid: Grid
+    indices: Tensor
+    bias: Tensor | None = None
+    order: Order | None = None
 
 
 def grid_reasons(q_size: Size, kv_size: Size, coarse: Size, cells: Size, keys_per_cell: int) -> list[str]:
@@ -80,7 +106,7 @@ def make_grid(op: str, q_size: Size, kv_size: Size, coarse: Size, cells: Size, k
         coarse=coarse,
         kv_coarse=kv_coarse,
         cells=cells,
-        factor=factor,
+        factor=Size(factor, factor),
         cell=Size(q_size.rows // cells.rows, q_size.cols // cells.cols),
         keys_per_cell=min(keys_per_cell, kv_coarse.area),
     )
@@ -114,10 +140,10 @@ def valid_cell_counts(coarse: Size, wanted: int, limit: int = 3) -> list[int]:
 
 def block_pixels(indices: Tensor, grid: Grid) -> Tensor:
     """Flat full-resolution pixels of coarse keys, block after block: (..., kappa) -> (..., kappa * d * d)."""
-    d = grid.factor
-    inside = torch.arange(d, device=indices.device)
-    offsets = inside[:, None] * grid.kv_size.cols + inside  # (d, d)
-    corner = (indices // grid.kv_coarse.cols) * (d * grid.kv_size.cols) + (indices % grid.kv_coarse.cols) * d
+    high, wide = grid.factor
+    down, along = (torch.arange(side, device=indices.device) for side in (high, wide))
+    offsets = down[:, None] * grid.kv_size.cols + along  # (d, d)
+    corner = (indices // grid.kv_coarse.cols) * (high * grid.kv_size.cols) + (indices % grid.kv_coarse.cols) * wide
     return (corner[..., None, None] + offsets).flatten(-3)
 
 
@@ -135,9 +161,15 @@ def join_cells(parts: Tensor, cells: Size, cell: Size) -> Tensor:
     return grid.permute(0, 1, 4, 2, 5, 3, 6).flatten(5).flatten(3, 4)
 
 
-def cell_of_pixel(queries: Tensor, grid: Grid) -> Tensor:
-    """Flat cell of each query pixel: (Q, 2) rows and cols -> (Q,)."""
-    return (queries[:, 0] // grid.cell.rows) * grid.cells.cols + queries[:, 1] // grid.cell.cols
+def centre_of(keys: Tensor, order: Order | None) -> Tensor:
+    """Where distances are measured from, so that they are rounded less: (B, G, D, Y, X) -> (B, G, D, 1, 1).
+
+    The mean key; with an order the first, for nothing may depend on later ones, not even rounding.
+    """
+    keys = at_least_float32(keys.detach())
+    if order is None:
+        return keys.mean((3, 4), keepdim=True)
+    return keys.flatten(3)[..., order.keys.argmin().view(1)].unsqueeze(4)
 
 
 def parts_of_cell(grid: Grid, entries: int) -> Size:

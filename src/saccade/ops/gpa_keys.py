@@ -12,96 +12,93 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saccade.geometry import Size
-from saccade.ops.dispatch import Score, check_score
-from saccade.ops.gpa_cells import Grid, make_grid, split_cells
+from saccade.ops.dispatch import Score
+from saccade.ops.gpa_cells import Grid, split_cells
 from saccade.ops.gpa_layout import Scratch, chunks
-from saccade.ops.inputs import default_scale, no_autocast, read_shape
+from saccade.ops.inputs import LOG2_E, no_autocast
 
 # Ours: entries of the score chunk held at a time; on the CPU it should stay in the second-level cache.
 CHUNK_ENTRIES = {"cpu": 2**19, "other": 2**26}
 
 
-def gpa_select(
-    q: Tensor,
-    k: Tensor,
-    *,
-    cells: Size,
-    keys_per_cell: int,
-    coarse: Size,
-    score: Score = "dot",
-    scale: float | None = None,
-    key_mask: Tensor | None = None,
-) -> Tensor:
-    """Choose the coarse keys of each cell. Arguments as in `gpa_attention`; no gradient.
+@torch.no_grad()
+def select_keys(q: Tensor, k: Tensor, grid: Grid, score: Score, scale: float, key_mask: Tensor | None) -> Tensor:
+    """The coarse keys of each cell, ascending: (B, G, cells, kappa) long.
 
     With a mask a coarse key is the mean of its allowed pixels and may be chosen when it has one; cells with fewer such
     keys than `keys_per_cell` fill up with masked ones, which get no attention.
 
-    Returns:
-        (B, G, cells, kappa) long: flat indices into the pooled key map, ascending in each cell.
-
-    Raises:
-        ValueError: the maps do not fit together or do not partition this way.
+    Args:
+        q, k: (B, G, D, Yq, Xq) and (B, G, D, Yk, Xk).
+        grid: the partition.
+        score: "dot" or "l2".
+        scale: factor on the score.
+        key_mask: (B, 1, Yk, Xk) bool, True = may be attended.
     """
-    shape = read_shape("gpa", q, k, key_mask=key_mask)
-    check_score("gpa", score)
-    grid = make_grid("gpa", shape.q_size, shape.kv_size, coarse, cells, keys_per_cell)
-    return select_keys(q, k, grid, score, default_scale(scale, shape.qk_channels), key_mask)
-
-
-@torch.no_grad()
-def select_keys(q: Tensor, k: Tensor, grid: Grid, score: Score, scale: float, key_mask: Tensor | None) -> Tensor:
-    """`gpa_select` behind its checks."""
     batch, heads, cells, count = *q.shape[:2], grid.cells.area, grid.kv_coarse.area
     if grid.keys_per_cell == count:
         return torch.arange(count, device=q.device).expand(batch, heads, cells, count)
     with no_autocast(q.device):
-        keys, allowed = pool_keys(k, grid.factor, key_mask)  # (B, G, D, K), (B, 1, K)
-        queries = pool(q, grid.factor)
-        if score == "l2":  # distances are the same from the mean key, and rounded less
-            centre = keys.mean(3, keepdim=True)
-            keys, queries = keys - centre, queries - centre.unsqueeze(4)
-        coarse_cell = Size(grid.coarse.rows // grid.cells.rows, grid.coarse.cols // grid.cells.cols)
-        parts = split_cells(queries, grid.cells, coarse_cell).transpose(3, 4)  # (B, G, cells, S, D)
-        factor, bias = scale, None
-        if score == "l2":
-            factor, bias = 2 * scale, keys.square().sum(2, keepdim=True) * -scale  # (B, G, 1, K)
-        if allowed is not None:
-            blocked = ~allowed & allowed.any(2, keepdim=True)
-            bias = (torch.zeros_like(keys[:, :, :1]) if bias is None else bias).masked_fill(
-                blocked.unsqueeze(1), float("-inf")
-            )
+        queries, keys, bias, allowed = coarse_search(q, k, grid, score, scale, key_mask)
         top = _top_of_cells(
-            parts.contiguous().mul_(factor).flatten(0, 1),
+            queries.flatten(0, 1) * LOG2_E,
             keys.flatten(0, 1),
-            None if bias is None else bias.flatten(0, 1),
+            None if bias is None else bias.flatten(0, 1) * LOG2_E,
             None if allowed is None else allowed.repeat_interleave(heads, 0),
             grid.keys_per_cell,
         )
         return torch.unflatten(top, 0, (batch, heads))
 
 
-def pool(maps: Tensor, factor: int) -> Tensor:
-    """Average blocks of factor x factor pixels, in at least float32: (B, G, C, Y, X) -> (B, G, C, Y/d, X/d)."""
+def coarse_search(
+    q: Tensor, k: Tensor, grid: Grid, score: Score, scale: float, key_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """What the logits of Phase 1 are made of: queries @ keys + bias, but for what is the same for all keys of a query.
+
+    Returns:
+        Coarse queries of each cell times the scale (B, G, cells, S, D), coarse keys (B, G, D, K), bias (B, G or 1, 1,
+        K) or None, and which coarse keys have an allowed pixel (B, 1, K) bool or None. Differentiable.
+    """
+    keys, allowed = pool_keys(k, grid.factor, key_mask)
+    queries = pool(q, grid.factor)
+    factor, bias = scale, None
+    if score == "l2":  # distances are the same from the mean key, and rounded less
+        centre = keys.detach().mean(3, keepdim=True)
+        keys, queries = keys - centre, queries - centre.unsqueeze(4)
+        factor, bias = 2 * scale, keys.square().sum(2, keepdim=True) * -scale
+    coarse_cell = Size(grid.coarse.rows // grid.cells.rows, grid.coarse.cols // grid.cells.cols)
+    parts = split_cells(queries, grid.cells, coarse_cell).transpose(3, 4)  # (B, G, cells, S, D)
+    if allowed is not None:
+        blocked = ~allowed & allowed.any(2, keepdim=True)
+        bias = (torch.zeros_like(keys[:, :, :1]) if bias is None else bias).masked_fill(
+            blocked.unsqueeze(1), float("-inf")
+        )
+    return parts.contiguous() * factor, keys, bias, allowed
+
+
+def pool(maps: Tensor, factor: Size) -> Tensor:
+    """Average blocks of `factor` pixels, in at least float32: (B, G, C, Y, X) -> (B, G, C, Y/d, X/d)."""
     if maps.dtype in (torch.float16, torch.bfloat16):
         maps = maps.float()
-    if factor == 1:
+    if factor.area == 1:
         return maps
     if maps.device.type != "cpu":
         return torch.unflatten(F.avg_pool2d(maps.flatten(0, 1), factor), 0, maps.shape[:2])
     # avg_pool2d takes two to four times as long on the CPU as adding the rows, then the cols, of the blocks
-    by_rows = _sum_slices(torch.unflatten(maps, 3, (-1, factor)), 4)  # (B, G, C, Y/d, X)
-    return _sum_slices(torch.unflatten(by_rows, 4, (-1, factor)), 5).div_(factor**2)
+    by_rows = _sum_slices(torch.unflatten(maps, 3, (-1, factor.rows)), 4)  # (B, G, C, Y/d, X)
+    return _sum_slices(torch.unflatten(by_rows, 4, (-1, factor.cols)), 5) / factor.area
 
 
 def _sum_slices(maps: Tensor, axis: int) -> Tensor:
+    if maps.shape[axis] == 1:
+        return maps.squeeze(axis)
     total = maps.select(axis, 0) + maps.select(axis, 1)
     for i in range(2, maps.shape[axis]):
         total += maps.select(axis, i)
     return total
 
 
-def pool_keys(keys: Tensor, factor: int, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+def pool_keys(keys: Tensor, factor: Size, key_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Pool keys over their allowed pixels: (B, G, C, K) with K coarse keys, and which have one: (B, 1, K) bool."""
     if key_mask is None:
         return pool(keys, factor).flatten(3), None
@@ -113,7 +110,10 @@ def pool_keys(keys: Tensor, factor: int, key_mask: Tensor | None) -> tuple[Tenso
 
 
 def _top_of_cells(queries: Tensor, keys: Tensor, bias: Tensor | None, allowed: Tensor | None, kappa: int) -> Tensor:
-    """(N, cells, S, D) scaled coarse queries and (N, D, K) keys -> (N, cells, kappa), a chunk of cells at a time."""
+    """(N, cells, S, D) coarse queries and (N, D, K) keys -> (N, cells, kappa), a chunk of cells at a time.
+
+    Logits are to the base of 2: see `softmax_`.
+    """
     number, cells, side, _ = queries.shape
     count = keys.shape[2]
     budget = CHUNK_ENTRIES["cpu" if keys.device.type == "cpu" else "other"]
@@ -136,7 +136,7 @@ def _add_weights(scores: Tensor, queries: Tensor, keys: Tensor, bias: Tensor | N
     torch.bmm(queries.flatten(1, 2), keys, out=logits)
     if bias is not None:
         logits += bias
-    logits.sub_(logits.amax(2, keepdim=True)).exp_()
+    logits.sub_(logits.amax(2, keepdim=True)).exp2_()
     share = torch.unflatten(logits.sum(2).reciprocal_(), 1, (cells, side))  # (N, M, S)
     parts = torch.unflatten(logits, 1, (cells, side))  # (N, M, S, K)
     if side > 16 or keys.device.type != "cpu":

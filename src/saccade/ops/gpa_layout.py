@@ -120,7 +120,7 @@ class CellChunks:
         batch, heads = indices.shape[:2]
         maps = torch.arange(batch * heads, device=indices.device).view(batch, heads, 1, 1, 1)
         self._first = maps * (grid.kv_size.rows * grid.kv_coarse.cols)
-        self._down = torch.arange(grid.factor, device=indices.device) * grid.kv_coarse.cols
+        self._down = torch.arange(grid.factor.rows, device=indices.device) * grid.kv_coarse.cols
 
     def within(self, channels: int, one_map: bool = False) -> Iterator[Chosen]:
         """All cells in chunks whose gathered keys of so many channels stay within the working memory.
@@ -133,16 +133,35 @@ class CellChunks:
         for part in chunks((*self._indices.shape[:2], *self.grid.cells), limit):
             yield self._chosen(Chunk(*part))
 
-    def _chosen(self, chunk: Chunk) -> Chosen:
-        cols, d = self.grid.kv_coarse.cols, self.grid.factor
+    def of_blocks(self, values: Tensor, chunk: Chunk) -> Tensor:
+        """What (B, G, cells, kappa) values say of a chunk's chosen blocks: (n, kappa)."""
+        rows, cols = self._cells_of(chunk)
+        return torch.unflatten(values, 2, self._indices.shape[2:4])[chunk.batch, chunk.heads][
+            :, :, rows[:, None], cols
+        ].flatten(0, 3)
+
+    def add_to_blocks(self, values: Tensor, chunk: Chunk, more: Tensor) -> None:
+        """Add (n, kappa) of a chunk's chosen blocks to (B, G, cells, kappa)."""
+        rows, cols = self._cells_of(chunk)
+        part = values[chunk.batch, chunk.heads]
+        flat = (rows[:, None] * self._indices.shape[3] + cols).flatten()
+        part.index_add_(2, flat, more.view(*part.shape[:2], flat.numel(), -1).to(values.dtype))
+
+    def _cells_of(self, chunk: Chunk) -> tuple[Tensor, Tensor]:
+        """Rows and cols of the uncut cells that a chunk is of."""
         at_rows = torch.arange(chunk.rows.start, chunk.rows.stop, device=self._down.device) // self._parts.rows
         at_cols = torch.arange(chunk.cols.start, chunk.cols.stop, device=self._down.device) // self._parts.cols
+        return at_rows, at_cols
+
+    def _chosen(self, chunk: Chunk) -> Chosen:
+        cols, (high, wide) = self.grid.kv_coarse.cols, self.grid.factor
+        at_rows, at_cols = self._cells_of(chunk)
         # (B, G, cell rows, cell cols, kappa)
         blocks = self._indices[chunk.batch, chunk.heads][:, :, at_rows[:, None], at_cols]
-        corner = (blocks // cols) * (cols * d) + blocks % cols
+        corner = (blocks // cols) * (cols * high) + blocks % cols
         inside = corner.unsqueeze(5) + self._down  # (..., kappa, d) strips of its own map
         strips = inside + self._first[chunk.batch, chunk.heads].unsqueeze(5)
-        pixels = inside.unsqueeze(6) * d + torch.arange(d, device=self._down.device)
+        pixels = inside.unsqueeze(6) * wide + torch.arange(wide, device=self._down.device)
         return Chosen(chunk, strips.flatten(), pixels.flatten())
 
 
@@ -165,6 +184,11 @@ class QueryCells:
         cells.view(part.shape).copy_(part)
         return cells
 
+    def part(self, chunk: Chunk) -> Tensor:
+        """(n, Q, C) in memory of its own."""
+        part = self._part(chunk)
+        return part.reshape(prod(part.shape[:4]), prod(part.shape[4:6]), part.shape[6])
+
     def write(self, chunk: Chunk, cells: Tensor) -> None:
         part = self._part(chunk)
         part.copy_(torch.unflatten(torch.unflatten(cells, 1, part.shape[4:6]), 0, part.shape[:4]))
@@ -174,7 +198,7 @@ class KeyStrips:
     """A key-sized map (B, G, C, Y, X), pixel-major, as strips of d pixels: read by strip, or added to."""
 
     def __init__(self, rows: Tensor, shape: torch.Size, grid: Grid, owned: bool) -> None:
-        self._rows = rows.view(-1, grid.factor * shape[2])
+        self._rows = rows.view(-1, grid.factor.cols * shape[2])
         self._shape = shape
         self._keys = grid.keys
         self._owned = owned
