@@ -26,7 +26,7 @@ from saccade.attention.flow import (
 )
 from saccade.attention.flow_picture import STEP_COLOURS, FlowRow, draw_flow, draw_flows, summary
 from saccade.geometry import Size
-from saccade.ops.ylg_patterns import PATTERNS, grid_mask
+from saccade.ops.ylg.patterns import PATTERNS, grid_mask
 
 
 def _tokens(n):

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from saccade.attention.performer import PerformerAttention
 from saccade.geometry import AttentionShape, Size
 from saccade.ops.performer import performer_attention
-from saccade.ops.performer_features import performer_projection
+from saccade.ops.performer.features import performer_projection
 
 sys.path.append(str(Path(__file__).parents[2] / "scripts"))
 

@@ -11,7 +11,7 @@ from saccade.attention.mixer import SpatialAttention
 from saccade.attention.ylg import YourLocalAttention
 from saccade.geometry import AttentionShape, Size, SlotSpec
 from saccade.ops.ylg import ylg_attention
-from saccade.ops.ylg_patterns import HEADS
+from saccade.ops.ylg.patterns import HEADS
 
 
 def draw(q_size=(8, 8), kv_size=(4, 4), qk=16, values=24, dtype=torch.float64):

@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from saccade.geometry import AttentionShape, Size
-from saccade.ops import dense, dense_attention, dense_chunked, double_backward, ledger, reset_ledger
+from saccade.ops import dense_attention, double_backward, ledger, reset_ledger
+from saccade.ops.dense import chunked as dense_chunked
+from saccade.ops.dense import op as dense
 from saccade.ops.dispatch import Request
 
 

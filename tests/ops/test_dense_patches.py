@@ -8,18 +8,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from saccade.geometry import Size
-from saccade.ops import (
-    dense,
-    dense_attention,
-    dense_boxes,
-    dense_chunked,
-    dense_patches,
-    double_backward,
-    ledger,
-    reset_ledger,
-)
+from saccade.ops import dense_attention, double_backward, ledger, reset_ledger
+from saccade.ops.dense import boxes as dense_boxes
+from saccade.ops.dense import chunked as dense_chunked
 from saccade.ops.dense import dense_weights
-from saccade.ops.dense_keys import key_grid
+from saccade.ops.dense import op as dense
+from saccade.ops.dense import patches as dense_patches
+from saccade.ops.dense.keys import key_grid
 
 KERNELS = ("sdpa", "chunked", "reference")
 SCORES = ("dot", "l2", "cosine", "unit_key")

@@ -7,8 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from saccade.geometry import Size
-from saccade.ops import dense_attention, gpa_attention, gpa_coverage, gpa_keys, gpa_layout, gpa_select, gpa_weights
-from saccade.ops.gpa_keys import stable_top
+from saccade.ops import dense_attention, gpa_attention, gpa_coverage, gpa_select, gpa_weights
+from saccade.ops.gpa import keys as gpa_keys
+from saccade.ops.gpa import layout as gpa_layout
+from saccade.ops.gpa.keys import stable_top
 
 OPTIONS = {"cells": Size(2, 3), "keys_per_cell": 3, "coarse": Size(4, 6)}  # d = 2, cells of 2x2 coarse pixels
 

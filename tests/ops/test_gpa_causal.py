@@ -7,7 +7,9 @@ import torch
 
 from oracles.gpa_nd_loops import gpa_nd_loops
 from saccade.attention import GridPartitionedAttention
-from saccade.ops import dense_attention, gpa_attention, gpa_keys, gpa_layout, gpa_weights
+from saccade.ops import dense_attention, gpa_attention, gpa_weights
+from saccade.ops.gpa import keys as gpa_keys
+from saccade.ops.gpa import layout as gpa_layout
 
 CASES = {
     "sequence": {"size": (24,), "coarse": (12,), "cells": (6,)},

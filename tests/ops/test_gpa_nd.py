@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from oracles.gpa_nd_loops import gpa_nd_loops
-from saccade.ops import dense_attention, gpa_attention, gpa_layout, gpa_select, gpa_weights
+from saccade.ops import dense_attention, gpa_attention, gpa_select, gpa_weights
+from saccade.ops.gpa import layout as gpa_layout
 
 CASES = {
     "sequence": {"q": (12,), "k": (18,), "coarse": (6,), "cells": (3,), "keys_per_cell": 3},

@@ -7,8 +7,9 @@ import torch
 
 from oracles.gpa_nd_loops import gpa_nd_loops, memberships
 from saccade.attention import GridPartitionedAttention
-from saccade.ops import double_backward, gpa_attention, gpa_layout, gpa_weights, ledger, reset_ledger
-from saccade.ops.gpa_soft import log_memberships
+from saccade.ops import double_backward, gpa_attention, gpa_weights, ledger, reset_ledger
+from saccade.ops.gpa import layout as gpa_layout
+from saccade.ops.gpa.soft import log_memberships
 
 OPTIONS = {"coarse": (4, 6), "cells": (2, 3), "keys_per_cell": 3}
 SOFT = {**OPTIONS, "selection": "soft", "temperature": 0.3}

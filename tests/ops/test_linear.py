@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from saccade.ops import double_backward, ledger, linear_convolution, reset_ledger
+from saccade.ops import double_backward, ledger, reset_ledger
 from saccade.ops.linear import KERNELS, linear_attention, linear_weights
+from saccade.ops.linear import convolution as linear_convolution
 
 NAMES = [kernel.name for kernel in KERNELS]
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"

@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 
 from saccade.geometry import AttentionShape, Size
-from saccade.ops import dense_attention, double_backward, ledger, local_shift, local_tiles, reset_ledger
+from saccade.ops import dense_attention, double_backward, ledger, reset_ledger
 from saccade.ops.dispatch import SCORES
 from saccade.ops.local import KERNELS, local_attention, local_flops, local_weights
+from saccade.ops.local import shift as local_shift
+from saccade.ops.local import tiles as local_tiles
 
 NAMES = [kernel.name for kernel in KERNELS]
 FAST = ["shift", "tiles"]

@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from saccade.ops import dense_attention, double_backward, nystrom_chunked
-from saccade.ops.nystrom_parts import Segments, pseudo_inverse
+from saccade.ops import dense_attention, double_backward
+from saccade.ops.nystromformer import chunked as nystrom_chunked
 from saccade.ops.nystromformer import nystrom_attention, nystrom_weights
+from saccade.ops.nystromformer.parts import Segments, pseudo_inverse
 
 
 def _maps(q_size=(3, 5), kv_size=(4, 3), heads=2, channels=3, values=2, batch=2, dtype=torch.float64, offset=0.0):

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.nn.functional import pad
 
-from saccade.ops import dense_attention, double_backward, performer_chunked
+from saccade.ops import dense_attention, double_backward
+from saccade.ops.performer import chunked as performer_chunked
 from saccade.ops.performer import performer_attention, performer_weights
-from saccade.ops.performer_features import default_features, kept_projection, performer_projection
+from saccade.ops.performer.features import default_features, kept_projection, performer_projection
 
 
 def _maps(

@@ -13,11 +13,13 @@ from skimage import data
 
 from oracles.psal_loops import Loops
 from saccade.kernels import load_patchmatch
-from saccade.ops import dispatch, psal_compiled, psal_patches
+from saccade.ops import dispatch
+from saccade.ops.psal import compiled as psal_compiled
+from saccade.ops.psal import patches as psal_patches
 from saccade.ops.psal import psal_attention
-from saccade.ops.psal_compiled import BAND, LAST_WINDOWS, cost_gradients, search
-from saccade.ops.psal_search import SearchPlan, allowed_keys
-from saccade.ops.psal_search import search as torch_search
+from saccade.ops.psal.compiled import BAND, LAST_WINDOWS, cost_gradients, search
+from saccade.ops.psal.search import SearchPlan, allowed_keys
+from saccade.ops.psal.search import search as torch_search
 
 kernels = load_patchmatch()
 pytestmark = pytest.mark.skipif(isinstance(kernels, str), reason=f"{kernels}"[:200])

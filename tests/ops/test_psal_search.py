@@ -14,10 +14,11 @@ from skimage import data
 
 from oracles.psal_loops import Loops, mix, random_below
 from saccade.geometry import Size
-from saccade.ops import psal_exact, psal_patches
+from saccade.ops.psal import exact as psal_exact
+from saccade.ops.psal import patches as psal_patches
 from saccade.ops.psal import psal_search
-from saccade.ops.psal_random import below, draw, mix32, new_seed, pixel_state
-from saccade.ops.psal_search import QUERIES, SearchPlan, coarse_candidates, search
+from saccade.ops.psal.random import below, draw, mix32, new_seed, pixel_state
+from saccade.ops.psal.search import QUERIES, SearchPlan, coarse_candidates, search
 
 SEED = 3 * 2**40 + 12345
 SCORES = ("l2", "dot", "cosine", "unit_key")

@@ -18,12 +18,12 @@ import torch.nn.functional as F
 
 from oracles.psal_loops import Loops, costs_loops
 from saccade.geometry import AttentionShape, Size
-from saccade.ops import psal_triton
 from saccade.ops.dispatch import Request
 from saccade.ops.psal import psal_attention
-from saccade.ops.psal_search import SearchPlan, allowed_keys
-from saccade.ops.psal_search import search as torch_search
-from saccade.ops.psal_triton import cost_gradients, given_costs, reasons_against, search
+from saccade.ops.psal import triton as psal_triton
+from saccade.ops.psal.search import SearchPlan, allowed_keys
+from saccade.ops.psal.search import search as torch_search
+from saccade.ops.psal.triton import cost_gradients, given_costs, reasons_against, search
 
 SEED = 5 * 2**50 + 987654321
 SCORES = ("l2", "dot", "cosine", "unit_key")
@@ -262,8 +262,8 @@ COMPILE = """
 import sys, torch, triton
 from triton.backends.compiler import GPUTarget
 from saccade.kernels import psal_triton as kernels
-from saccade.ops import psal_triton
-from saccade.ops.psal_search import SearchPlan
+from saccade.ops.psal import triton as psal_triton
+from saccade.ops.psal.search import SearchPlan
 
 class Driver:
     capability = 70

@@ -12,11 +12,14 @@ import pytest
 import torch
 
 from oracles.reformer_loops import attend_by_loops
-from saccade.ops import dense_attention, double_backward, reformer_buckets, reformer_sorted
+from saccade.ops import dense_attention, double_backward
 from saccade.ops.inputs import at_least_float32
 from saccade.ops.patches import as_vectors
-from saccade.ops.reformer import KERNELS, _order, _reach, reformer_attention, reformer_weights
-from saccade.ops.reformer_buckets import Chunking
+from saccade.ops.reformer import KERNELS, reformer_attention, reformer_weights
+from saccade.ops.reformer import buckets as reformer_buckets
+from saccade.ops.reformer import sorted as reformer_sorted
+from saccade.ops.reformer.buckets import Chunking
+from saccade.ops.reformer.op import _order, _reach
 
 TOLERANCE = 1e-12  # relative to the largest entry of the expected tensor, or absolute where that is below 1
 

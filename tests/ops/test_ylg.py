@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from oracles.ylg_loops import mask_loops, masked_dense
-from saccade.ops import ylg_structured
 from saccade.ops.dispatch import double_backward, ledger, reset_ledger
 from saccade.ops.patches import patchify
 from saccade.ops.ylg import KERNELS, ylg_attention, ylg_weights
-from saccade.ops.ylg_patterns import HEADS, PATTERNS, Pattern
+from saccade.ops.ylg import structured as ylg_structured
+from saccade.ops.ylg.patterns import HEADS, PATTERNS, Pattern
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 from attention_bench.measure import cpu_peak_bytes
@@ -134,8 +134,8 @@ def test_chunks_change_nothing(monkeypatch, entries, parts):
     key_mask = torch.rand(3, 1, 3, 4, generator=torch.Generator().manual_seed(3)) > 0.3
     options = {"patterns": list(PATTERNS), "mapping": "tile", "key_mask": key_mask}
     whole = {name: with_gradients(ylg_attention(*maps, **options, kernel=name), maps) for name in NAMES[:2]}
-    monkeypatch.setattr("saccade.ops.ylg_structured.CHUNK_ENTRIES", entries)
-    monkeypatch.setattr("saccade.ops.ylg_gathered.CHUNK_ENTRIES", entries)
+    monkeypatch.setattr("saccade.ops.ylg.structured.CHUNK_ENTRIES", entries)
+    monkeypatch.setattr("saccade.ops.ylg.gathered.CHUNK_ENTRIES", entries)
     # the block heads are three, each with 4 blocks of 3 keys and 12 queries
     assert len(ylg_structured._parts(3, 3, 4 * 3 * 12, torch.device("cpu"))) == parts
     for name, expected in whole.items():

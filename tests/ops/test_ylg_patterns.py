@@ -11,7 +11,7 @@ from torch import Tensor
 
 from oracles.ylg_loops import esa_cells, hilbert_cells, mask_loops, token_mask
 from saccade.geometry import Size
-from saccade.ops.ylg_patterns import (
+from saccade.ops.ylg.patterns import (
     HEADS,
     MAPPINGS,
     ORDERS,

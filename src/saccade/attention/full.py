@@ -9,8 +9,8 @@ from torch import Tensor
 from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAttention, check_queries
 from saccade.geometry import AttentionShape, SlotSpec
 from saccade.ops.dense import KERNELS, SDPA_VECTOR_BYTES, dense_attention, dense_weights, vector_bytes
-from saccade.ops.dense_boxes import box_pairs
-from saccade.ops.dense_keys import KeyGrid, KeyPlaces, check_key_options, key_grid, key_reasons
+from saccade.ops.dense.boxes import box_pairs
+from saccade.ops.dense.keys import KeyGrid, KeyPlaces, check_key_options, key_grid, key_reasons
 from saccade.ops.dispatch import Score, check_kernel_name, check_score
 from saccade.ops.inputs import check_scale
 from saccade.ops.patches import saved_for_vectors

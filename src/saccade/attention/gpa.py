@@ -13,8 +13,8 @@ from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAtte
 from saccade.geometry import AttentionShape, Size, SlotSpec
 from saccade.ops.dispatch import Score, check_kernel_name
 from saccade.ops.gpa import KERNELS, gpa_attention, gpa_coverage, gpa_weights
-from saccade.ops.gpa_call import GpaOptions, Selection, check_options
-from saccade.ops.gpa_cells import grid_reasons, valid_cell_counts, valid_coarse
+from saccade.ops.gpa.call import GpaOptions, Selection, check_options
+from saccade.ops.gpa.cells import grid_reasons, valid_cell_counts, valid_coarse
 from saccade.ops.patches import saved_for_vectors
 
 #: Options in which the paper's text (Eq. 1, section 3) differs from the released layer, whose values are the defaults.
@@ -49,7 +49,7 @@ class GridPartitionedAttention(SpatialAttention):
             "unit_key"; 1.0 in the paper's Eq. 1. `PAPER` holds what the paper sets apart.
         patch_size: p, odd: queries and keys are compared as p x p patches, which take p * p times their memory.
         causal: attend to nothing that comes later in scan-line order.
-        selection: "hard", or "soft": a choice of keys that learns (`saccade.ops.gpa_soft`).
+        selection: "hard", or "soft": a choice of keys that learns (`saccade.ops.gpa.soft`).
         temperature: of the soft selection; towards 0 it becomes the hard one.
         candidates: coarse keys that a soft selection of a cell attends to; None is twice `keys_per_cell`.
         heads: number of heads; each chooses its own keys.

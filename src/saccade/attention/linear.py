@@ -8,7 +8,7 @@ from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAtte
 from saccade.geometry import AttentionShape, SlotSpec
 from saccade.ops.dispatch import check_kernel_name
 from saccade.ops.linear import KERNELS, linear_attention, linear_weights
-from saccade.ops.linear_convolution import product_flops
+from saccade.ops.linear.convolution import product_flops
 from saccade.ops.patches import check_patch_size
 
 

@@ -11,7 +11,7 @@ from saccade.geometry import AttentionShape, SlotSpec
 from saccade.ops.dispatch import Score, check_kernel_name, check_score
 from saccade.ops.inputs import check_scale
 from saccade.ops.local import KERNELS, local_attention, local_flops, local_weights
-from saccade.ops.local_window import check_window
+from saccade.ops.local.window import check_window
 from saccade.ops.patches import check_patch_size
 
 

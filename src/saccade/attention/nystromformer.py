@@ -9,8 +9,8 @@ from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAtte
 from saccade.geometry import AttentionShape, Size, SlotSpec
 from saccade.ops.dispatch import Score, check_kernel_name, check_score
 from saccade.ops.inputs import check_scale
-from saccade.ops.nystrom_chunked import pooling_products
 from saccade.ops.nystromformer import KERNELS, check_landmarks, nystrom_attention, nystrom_weights
+from saccade.ops.nystromformer.chunked import pooling_products
 from saccade.ops.patches import check_patch_size, nearest_odd
 
 

@@ -11,9 +11,9 @@ from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAtte
 from saccade.geometry import AttentionShape, SlotSpec
 from saccade.ops.dispatch import Score, check_kernel_name
 from saccade.ops.psal import KERNELS, psal_attention, psal_weights
-from saccade.ops.psal_plan import check_options, distance_flops, size_reasons
-from saccade.ops.psal_read import Readout
-from saccade.ops.psal_search import Border, Search, SearchPlan
+from saccade.ops.psal.plan import check_options, distance_flops, size_reasons
+from saccade.ops.psal.read import Readout
+from saccade.ops.psal.search import Border, Search, SearchPlan
 
 
 class _Options(TypedDict):
@@ -42,7 +42,7 @@ class PatchBasedStochasticAttention(SpatialAttention):
         iterations: rounds of the search.
         score: "l2" as in the paper, "dot", "cosine" or "unit_key".
         scale: factor on the score, 1 / temperature; None is 1 / sqrt(channels compared) for "l2" and "dot", else 1.
-        readout: "centre", "aggregate" or "fold": see `saccade.ops.psal_read`.
+        readout: "centre", "aggregate" or "fold": see `saccade.ops.psal.read`.
         border: "zeros"; "released" leaves a ring of half a patch unsearched, as the released layer does.
         search: "jump" as in the paper; "sweep", serial scans of the compiled kernel; "exact", all keys.
         coarse_start: pooling factor of an exact coarse search to start from (ours), or None.

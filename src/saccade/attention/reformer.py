@@ -16,7 +16,7 @@ from saccade.ops.reformer import (
     reformer_weights,
     size_reasons,
 )
-from saccade.ops.reformer_buckets import Chunking
+from saccade.ops.reformer.buckets import Chunking
 
 
 class ReformerAttention(SpatialAttention):

@@ -13,8 +13,8 @@ from saccade.ops.dispatch import Score, check_kernel_name, check_score
 from saccade.ops.inputs import check_scale
 from saccade.ops.patches import check_patch_size
 from saccade.ops.ylg import KERNELS, ylg_attention, ylg_weights
-from saccade.ops.ylg_cost import ylg_cost
-from saccade.ops.ylg_patterns import (
+from saccade.ops.ylg.cost import ylg_cost
+from saccade.ops.ylg.patterns import (
     HEADS,
     Order,
     Pattern,
@@ -25,7 +25,7 @@ from saccade.ops.ylg_patterns import (
     mapping_reasons,
     read_patterns,
 )
-from saccade.ops.ylg_plan import Layout, full_mask
+from saccade.ops.ylg.plan import Layout, full_mask
 
 
 class YourLocalAttention(SpatialAttention):
@@ -34,7 +34,7 @@ class YourLocalAttention(SpatialAttention):
     Args:
         spec: the slot it fills.
         heads: number of heads; eight as released.
-        patterns: one a head: names of `saccade.ops.ylg_patterns.PATTERNS`, `Pattern`s, or functions from the number of
+        patterns: one a head: names of `saccade.ops.ylg.patterns.PATTERNS`, `Pattern`s, or functions from the number of
             keys n to an (n, n) bool mask in enumeration order; or the name of a list of eight: "ylg", "ltr", "rtl",
             "fixed", "strided", "strided_circular", "strided_released", "dense". None is the released order, pairs of
             right-to-left steps, then as many of left-to-right ones, for any even number of heads.
@@ -153,7 +153,7 @@ class YourLocalAttention(SpatialAttention):
         return AttentionWeights(torch.stack([x[0] for x in padded], 1), torch.stack([x[1] for x in padded], 1))
 
     def cost(self, shape: AttentionShape) -> AttentionCost:
-        """Matrix products of the kernel that `auto` takes, n_q l (D + E) each for most heads; see `ylg_cost`.
+        """Matrix products of the kernel that `auto` takes, n_q l (D + E) for most heads: see `saccade.ops.ylg.cost`.
 
         Raises:
             ValueError: the sizes do not fit the mapping, or the channels the heads; see `reasons_against`.

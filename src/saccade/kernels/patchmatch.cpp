@@ -1,4 +1,4 @@
-// PatchMatch on the CPU: the compiled kernels of saccade.ops.psal_compiled, called with addresses and sizes.
+// PatchMatch on the CPU: the compiled kernels of saccade.ops.psal.compiled, called with addresses and sizes.
 //
 // Each function works on a range of rows with the interpreter's lock released; Python divides the rows among threads.
 // The kernels are compiled once for every instruction set of x86-64 worth having (vectors of 16, 32 and 64 bytes), and

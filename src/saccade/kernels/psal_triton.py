@@ -1,6 +1,6 @@
 """Triton kernels of PSAL (Cherel et al., arXiv 2202.03163): jump search, costs of given matches, gradients of costs.
 
-The schedule is that of `saccade.ops.psal_search`, the random numbers are those of `saccade.ops.psal_random`. A program
+The schedule is that of `saccade.ops.psal.search`, the random numbers are those of `saccade.ops.psal.random`. A program
 serves a tile of queries of one map and keeps their K matches in registers, unsorted, each with the number of its offer:
 of equal costs the earlier one ranks before. It reads and writes them sorted. Propagation reads the neighbours' best
 keys from an array of its own, of which there are two, so lists are updated in place. What a tile offers is compared
@@ -12,9 +12,9 @@ tl.dot, so V100 (sm_70) runs the same code. A cost that is not a number counts a
 keys.
 
 Not yet measured on a GPU: compared with the PyTorch kernels through Triton's interpreter, and compiled for sm_70,
-sm_80 and sm_90. Tile and block sizes in `saccade.ops.psal_triton` are estimates.
+sm_80 and sm_90. Tile and block sizes in `saccade.ops.psal.triton` are estimates.
 
-This module imports triton; `saccade.ops.psal_triton` imports it when it is needed.
+This module imports triton; `saccade.ops.psal.triton` imports it when it is needed.
 """
 
 from __future__ import annotations
@@ -347,8 +347,8 @@ def gradient_q(
 ) -> None:  # fmt: skip
     """The gradient in q: every pixel gathers from the matches of the queries whose patch covers it.
 
-    keys and factor (N, K, n_q), see `psal_patches.cross_factor`; grad_q in the padded layout of q, its ring stays as it
-    is. The second axis of the grid is blocks of channels.
+    keys and factor (N, K, n_q), see `saccade.ops.psal.patches.cross_factor`; grad_q in the padded layout of q,
+    its ring stays as it is. The second axis of the grid is blocks of channels.
     """
     NUMBER: constexpr = grad_q.dtype.element_ty
     entry, row, col = _tile(q_rows, q_cols, TILE_Y, TILE_X)

@@ -98,7 +98,7 @@ def _check_values(op: str, maps: Mapping[str, Tensor], key_mask: Tensor | None) 
         dead = ~key_mask.flatten(1).any(1)
         if bool(dead.any()):
             raise ValueError(
-                f"{op}: key_mask leaves batch entry {int(dead.nonzero()[0])} no key; it must allow at least one in each."
+                f"{op}: key_mask leaves batch entry {int(dead.nonzero()[0])} no key; it must allow at least one."
             )
 
 
