@@ -233,5 +233,8 @@ def test_matches_that_do_not_fit_are_refused():
         psal_read(found[0], costs, v, patch_size=3)
     with pytest.raises(ValueError, match="costs of their shape"):
         psal_read(found, costs[:, :, :1], v, patch_size=3)
+    for outside in (-1, k.shape[3] * k.shape[4]):
+        with pytest.raises(ValueError, match=r"flat pixels of the \d+x\d+ key map"):
+            psal_costs(q, k, torch.full_like(found, outside))
     with pytest.raises(ValueError, match="whole numbers"):
         psal_costs(q, k, found.double(), patch_size=3)

@@ -44,6 +44,15 @@ def search_and_read(
     return cast(Tensor, cast(Any, ReadThrough).apply(found, costs, v, size, read))
 
 
+def costs_of(engine: Engine, q: Tensor, k: Tensor, found: Tensor, plan: SearchPlan) -> Tensor:
+    """Costs of matches that were found before, (N, K, n_q), differentiable in q and k."""
+    if engine.recorded:
+        return _reference_costs(q, k, found, plan)
+    with torch.no_grad():
+        costs = engine.costs(q, k, found, plan.patch_size, plan.score)
+    return cast(Tensor, cast(Any, KnownCosts).apply(q, k, found, costs, plan, engine.cost_gradients))
+
+
 def _reference_costs(q: Tensor, k: Tensor, found: Tensor, plan: SearchPlan) -> Tensor:
     """Costs (N, K, n_q) from the patches as vectors."""
     queries, keys, score = as_vectors(

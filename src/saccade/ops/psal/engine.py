@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from saccade.ops.dispatch import Request, Score
-from saccade.ops.psal.patches import cost_gradients
+from saccade.ops.psal.patches import cost_gradients, given_costs
 from saccade.ops.psal.search import SearchPlan, search
 
 
@@ -29,6 +29,12 @@ class GradientCall(Protocol):
     ) -> tuple[Tensor, Tensor]: ...
 
 
+class CostCall(Protocol):
+    """Costs of given matches: see `saccade.ops.psal.patches.given_costs`."""
+
+    def __call__(self, q: Tensor, k: Tensor, matches: Tensor, patch_size: int, score: Score) -> Tensor: ...
+
+
 @dataclass(frozen=True)
 class Engine:
     """One way to search. `reasons_against` answers why it cannot serve a request with a plan (empty: it can).
@@ -41,6 +47,7 @@ class Engine:
     cost_gradients: GradientCall
     reasons_against: Callable[[Request, SearchPlan], list[str]]
     recorded: bool = False
+    costs: CostCall = given_costs
 
 
 def against_torch(request: Request, plan: SearchPlan) -> list[str]:

@@ -18,10 +18,9 @@ from torch import Tensor
 from saccade.geometry import Size
 from saccade.ops.dispatch import Kernel, Request, Score, choose
 from saccade.ops.inputs import make_request, no_autocast, read_shape
-from saccade.ops.psal.autograd import KnownCosts, ReadThrough, search_and_read
+from saccade.ops.psal.autograd import ReadThrough, costs_of, search_and_read
 from saccade.ops.psal.compiled import COMPILED
 from saccade.ops.psal.engine import REFERENCE, TORCH, Engine
-from saccade.ops.psal.patches import PatchPairs, cost_gradients
 from saccade.ops.psal.plan import check_found, check_keys, make_plan, make_read_plan
 from saccade.ops.psal.random import new_seed
 from saccade.ops.psal.read import Readout, weights_of
@@ -134,6 +133,7 @@ def psal_costs(
     patch_size: int = 7,
     score: Score = "l2",
     border: Border = "zeros",
+    kernel: str = "auto",
 ) -> Tensor:
     """Costs of given matches, differentiable in q and k.
 
@@ -141,6 +141,7 @@ def psal_costs(
         q: (B, G, D, Yq, Xq).
         k: (B, G, D, Yk, Xk).
         found: (B, G, K, Yq, Xq) flat key pixels.
+        kernel: "auto" or the name of one of `KERNELS`; "reference" is twice differentiable.
 
     Raises:
         ValueError: `found` does not fit the maps.
@@ -149,17 +150,13 @@ def psal_costs(
         (B, G, K, Yq, Xq) in at least float32; with border "released" 0 where the query's patch leaves the map.
     """
     plan = make_plan(q, k, 1, patch_size, 0, score, border, "jump", None)
-    read_shape("psal", q, k)
-    check_found("q", q, found)
-    queries, keys, matches = q.flatten(0, 1), k.flatten(0, 1), found.flatten(3).flatten(0, 1)
-    with torch.no_grad(), no_autocast(q.device):
-        pairs = PatchPairs(queries, keys, patch_size, score)
-        flat = torch.arange(queries.shape[0] * q.shape[3] * q.shape[4], device=q.device)
-        first = (flat // (q.shape[3] * q.shape[4]) * (k.shape[3] * k.shape[4])).view(queries.shape[0], -1)
-        listed = [pairs.costs(flat, (row.long() + first).flatten()) for row in matches.unbind(1)]
-        costs = torch.stack([row.view(queries.shape[0], -1) for row in listed], 1)
-    apply = cast(Any, KnownCosts).apply
-    return cast(Tensor, apply(queries, keys, matches, costs, plan, cost_gradients)).view(found.shape)
+    shape = read_shape("psal", q, k)
+    check_found("q", q, found, k)
+    engine = _engine(choose("psal", kernels(plan), make_request(shape, score, None, q, k), kernel).name)
+    with no_autocast(q.device):
+        matches = found.flatten(3).flatten(0, 1).int()
+        costs = costs_of(engine, q.flatten(0, 1), k.flatten(0, 1), matches, plan)
+    return costs.view(found.shape)
 
 
 def psal_read(
@@ -184,7 +181,7 @@ def psal_read(
         (B, G, E, Yq, Xq).
     """
     read = make_read_plan(v, patch_size, "l2", scale, readout, border, fold_divisor)
-    check_found("v", v, found, costs)
+    check_found("v", v, found, v, costs)
     size = Size(*found.shape[3:])
     flat = (x.flatten(3).flatten(0, 1) for x in (found, costs))
     with no_autocast(v.device):

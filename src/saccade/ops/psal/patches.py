@@ -148,6 +148,16 @@ def inverse_length(maps: Tensor, patch_size: int) -> Tensor:
     return patch_length(maps.unsqueeze(1), patch_size).flatten(1).reciprocal()
 
 
+def given_costs(q: Tensor, k: Tensor, matches: Tensor, patch_size: int, score: Score) -> Tensor:
+    """Costs of given matches: (N, D, Yq, Xq), (N, D, Yk, Xk), (N, K, n_q) flat key pixels -> (N, K, n_q)."""
+    pairs = PatchPairs(q, k, patch_size, score)
+    count, pixels = q.shape[0], q.shape[2] * q.shape[3]
+    queries = torch.arange(count * pixels, device=q.device)
+    first = torch.arange(count, device=q.device)[:, None] * (k.shape[2] * k.shape[3])
+    rows = [pairs.costs(queries, (row.long() + first).flatten()) for row in matches.unbind(1)]
+    return torch.stack([row.view(count, pixels) for row in rows], 1)
+
+
 def cost_gradients(
     q: Tensor, k: Tensor, matches: Tensor, costs: Tensor, grad: Tensor, patch_size: int, score: Score
 ) -> tuple[Tensor, Tensor]:

@@ -138,10 +138,11 @@ def check_keys(k: Tensor, key_mask: Tensor | None, plan: SearchPlan) -> Tensor |
     return allowed
 
 
-def check_found(name: str, maps: Tensor, found: Tensor, costs: Tensor | None = None) -> None:
+def check_found(name: str, maps: Tensor, found: Tensor, keys: Tensor, costs: Tensor | None = None) -> None:
     """Raise ValueError unless matches, and costs, are (B, G, K, Yq, Xq) beside maps of the same B and G.
 
-    `maps` are the queries (named "q", of the matches' size) or the values ("v").
+    `maps` are the queries (named "q", of the matches' size) or the values ("v"); matches lie on the map `keys`, which
+    is looked at on every device: kernels read wherever a match points.
     """
     rank = maps.dim() == found.dim() == 5 and maps.shape[:2] == found.shape[:2]
     if not rank or (name == "q" and maps.shape[3:] != found.shape[3:]):
@@ -153,6 +154,12 @@ def check_found(name: str, maps: Tensor, found: Tensor, costs: Tensor | None = N
         raise ValueError(
             f"psal: matches must be whole numbers, and costs of their shape {tuple(found.shape)}; got {found.dtype}"
             f"{'' if costs is None else f' and {tuple(costs.shape)}'}."
+        )
+    size = Size(*keys.shape[3:])
+    if found.device.type != "meta" and bool(((found < 0) | (found >= size.area)).any()):
+        raise ValueError(
+            f"psal: matches must be flat pixels of the {size} key map, 0 to {size.area - 1}; got {int(found.min())} to "
+            f"{int(found.max())}."
         )
 
 

@@ -143,7 +143,7 @@ def _reasons(request: Request, plan: SearchPlan) -> Iterator[str]:
         yield "its gradients add in no fixed order, and torch.use_deterministic_algorithms is on"
 
 
-TRITON = Engine("triton", search, cost_gradients, reasons_against)
+TRITON = Engine("triton", search, cost_gradients, reasons_against, costs=given_costs)
 
 
 class _Pairs:
