@@ -19,7 +19,7 @@ from pathlib import Path
 
 from saccade.attention.flow_picture import FlowRow, draw_flows, summary
 from saccade.geometry import Size
-from saccade.ops.ylg_patterns import ORDERS, Order, grid_mask, order_of, read_pattern
+from saccade.ops.ylg.patterns import ORDERS, Order, grid_mask, order_of, read_pattern
 
 PAIRS = {
     "ltr": ("Left to right", ("ltr1", "ltr2")),

@@ -1,0 +1,120 @@
+"""Counting what a call allocates and how many products it makes."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from attention_bench.cells import ROOT
+
+PROFILED = "torch.profiler allocation events of the CPU allocator"
+COUNTED = "storages counted on tensors without data: not run, temporaries inside operators not seen"
+ALLOCATOR = "torch.cuda.max_memory_allocated"
+FLOPS = "torch.utils.flop_counter: matmul, bmm, convolution, SDPA; not elementwise work, not compiled kernels"
+
+
+def peak_of(changes: Iterable[tuple[int, int]]) -> int:
+    """Largest running total, in bytes, of (address, size) changes; size is negative where memory is released.
+
+    Releases of what was allocated before the first change do not count: they would hide as much new memory.
+    """
+    live: dict[int, int] = {}
+    total = peak = 0
+    for address, size in changes:
+        if size >= 0:
+            live[address] = size
+            total += size
+            peak = max(peak, total)
+        else:
+            total -= live.pop(address, 0)
+    return peak
+
+
+def cpu_peak_bytes(call: Callable[[], object]) -> int:
+    """Peak of the bytes that PyTorch's CPU allocator holds during `call`, above what it held before.
+
+    Raises:
+        RuntimeError: the profiler of this torch build records no allocations.
+    """
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        recorded.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    memory = [e for e in events if e.get("name") == "[memory]" and e["args"]["Device Type"] == 0]
+    if not memory:
+        raise RuntimeError("bench_attention: torch.profiler recorded no allocation, so memory cannot be counted here")
+    memory.sort(key=lambda e: float(e["ts"]))
+    return peak_of((e["args"]["Addr"], e["args"]["Bytes"]) for e in memory)
+
+
+@contextlib.contextmanager
+def without_data() -> Iterator[None]:
+    """Make tensors inside without data: sizes, types and lifetimes are real, nothing is computed.
+
+    The library's look for NaN has nothing to look at, so it is left out.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    inputs = importlib.import_module("saccade.ops.inputs")
+    look = inputs._check_values
+    inputs._check_values = lambda *arguments: None
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True), torch.device("cpu"):
+            yield
+    finally:
+        inputs._check_values = look
+
+
+def count_peak_bytes(call: Callable[[], object]) -> int:
+    """Peak of the bytes of storages made during `call`; it counts tensors without data like any others."""
+    allocation = _load_allocation()
+    with allocation.count_allocations() as counted:
+        call()
+    return int(counted.peak)
+
+
+def _load_allocation() -> Any:
+    """saccade.callbacks.allocation; the package around it is kept out, it would load Lightning."""
+    name = "attention_bench_allocation"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, ROOT / "src/saccade/callbacks/allocation.py")
+        if spec is None or spec.loader is None:
+            raise RuntimeError("bench_attention: saccade/callbacks/allocation.py cannot be loaded")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+def counted_flops(call: Callable[[], object]) -> int:
+    """Products and sums of one call by torch's counter, a multiply-add as two.
+
+    It has no formula for the CPU's fused attention; that is given here: two products forward, five backward.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+    def forward(q: Any, k: Any, v: Any, *rest: Any, **options: Any) -> int:
+        return int(sdpa_flop_count(q, k, v))
+
+    def backward(grad: Any, q: Any, k: Any, v: Any, *rest: Any, **options: Any) -> int:
+        return int(sdpa_backward_flop_count(grad, q, k, v))
+
+    mapping: dict[Any, Any] = {}
+    for name, formula in (("", forward), ("_backward", backward)):
+        operator = getattr(torch.ops.aten, f"_scaled_dot_product_flash_attention_for_cpu{name}", None)
+        if operator is not None:
+            mapping[operator] = formula
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
+        call()
+    return int(counter.get_total_flops())
