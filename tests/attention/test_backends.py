@@ -175,6 +175,7 @@ def test_channels_must_split_into_heads():
     ("make", "message"),
     [
         (lambda: FullAttention(heads=0), "heads must be at least 1"),
+        (lambda: FullAttention(heads=2.0), "heads must be at least 1"),
         (lambda: FullAttention(score="angle"), "no score is called 'angle'. Valid here: dot, l2, cosine, unit_key"),
         (lambda: FullAttention(scale=0.0), "scale must be a positive number"),
         (lambda: FullAttention(patch_size=4), "patch_size must be an odd number .* Valid here: 3 or 5"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import re
 
 import pytest
@@ -177,6 +178,15 @@ def test_meta_device_copies_and_layouts(name):
     expected = mixer(*plain)
     torch.testing.assert_close(mixer(*turned), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(copy.deepcopy(mixer)(*plain), expected)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_modules_are_pickled_and_take_options_by_name(name):
+    mixer = make(name)
+    inputs = maps()
+    torch.testing.assert_close(pickle.loads(pickle.dumps(mixer))(*inputs), mixer(*inputs))
+    with pytest.raises(ValueError, match="the first argument is the slot to fill"):
+        type(mixer)(9)
 
 
 @pytest.mark.parametrize("name", ATTENDING)

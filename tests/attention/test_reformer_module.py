@@ -131,6 +131,7 @@ def test_shared_queries_and_keys_need_one_size():
         ({"rotation_buckets": 0}, "rotation_buckets must be a whole number of at least 2"),
         ({"patch_size": 2}, "odd"),
         ({"scale": -1.0}, "scale must be a positive number"),
+        ({"seed": -1}, "seed must be an integer from 0 on, or None"),
         ({"kernel": "lsh"}, "no kernel is called 'lsh'"),
         ({"heads": 0}, "heads must be at least 1"),
     ],

@@ -14,10 +14,11 @@ from skimage import data
 
 from oracles.psal_loops import Loops, mix, random_below
 from saccade.geometry import Size
+from saccade.ops.inputs import draw_seed
 from saccade.ops.psal import exact as psal_exact
 from saccade.ops.psal import patches as psal_patches
 from saccade.ops.psal import psal_search
-from saccade.ops.psal.random import below, draw, mix32, new_seed, pixel_state
+from saccade.ops.psal.random import below, draw, mix32, pixel_state
 from saccade.ops.psal.search import QUERIES, SearchPlan, coarse_candidates, search
 
 SEED = 3 * 2**40 + 12345
@@ -60,11 +61,11 @@ def test_random_numbers_are_uniform_and_unrelated():
 
 
 def test_the_seed_comes_from_the_generator_or_the_global_one():
-    assert new_seed(_generator(4)) == new_seed(_generator(4)) != new_seed(_generator(5))
+    assert draw_seed(_generator(4)) == draw_seed(_generator(4)) != draw_seed(_generator(5))
     torch.manual_seed(3)
-    first = new_seed(None)
+    first = draw_seed(None)
     torch.manual_seed(3)
-    assert first == new_seed(None) != new_seed(None)
+    assert first == draw_seed(None) != draw_seed(None)
 
 
 @pytest.mark.parametrize(
@@ -127,7 +128,7 @@ def test_exact_search_is_brute_force(score, border, masked):
         generator=_generator(),
         kernel="torch",
     )
-    seed = new_seed(_generator())
+    seed = draw_seed(_generator())
     for n in range(2):
         allowed = None if mask is None else mask[n, 0]
         loops = Loops(q[n], k[n], matches=4, patch_size=3, score=score, border=border, allowed=allowed, seed=seed)

@@ -44,8 +44,13 @@ class SpatialAttention(nn.Module, ABC):
 
     def __init__(self, spec: SlotSpec | None = None, *, heads: int = 1) -> None:
         super().__init__()
-        if heads < 1:
-            raise ValueError(f"{self.name}: heads must be at least 1; got {heads}.")
+        if spec is not None and not isinstance(spec, SlotSpec):
+            raise ValueError(
+                f"{self.name}: the first argument is the slot to fill, a SlotSpec or None; got {spec!r}. Options are "
+                "given by name, such as heads=2."
+            )
+        if not isinstance(heads, int) or heads < 1:
+            raise ValueError(f"{self.name}: heads must be at least 1; got {heads!r}.")
         self.spec = spec
         self.heads = heads
 
@@ -118,12 +123,14 @@ class SpatialAttention(nn.Module, ABC):
 
 
 def check_queries(name: str, q: Tensor, queries: Tensor) -> None:
-    """Raise ValueError unless `queries` is (Q, 2) long and lies inside the query map."""
+    """Raise ValueError unless `queries` is (Q, 2) long, on the device of the query map, and lies inside it."""
     rows, cols = q.shape[-2:]
     if queries.dim() != 2 or queries.shape[1] != 2 or queries.dtype != torch.long:
         raise ValueError(
             f"{name}: queries must be (Q, 2) long, rows and cols; got {queries.dtype} of shape {tuple(queries.shape)}."
         )
+    if queries.device != q.device and q.device.type != "meta":
+        raise ValueError(f"{name}: queries are on {queries.device}, the maps are on {q.device}; move them there.")
     limit = torch.tensor([rows, cols], device=queries.device)
     if bool(((queries < 0) | (queries >= limit)).any()):
         raise ValueError(f"{name}: queries must lie inside the {rows}x{cols} query map; got {queries.tolist()}.")

@@ -7,7 +7,7 @@ from torch import Tensor
 from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAttention, check_queries
 from saccade.geometry import AttentionShape, SlotSpec
 from saccade.ops.dispatch import Score, check_kernel_name, check_score
-from saccade.ops.inputs import check_scale
+from saccade.ops.inputs import check_scale, check_seed
 from saccade.ops.patches import check_patch_size
 from saccade.ops.performer import (
     KERNELS,
@@ -63,8 +63,7 @@ class PerformerAttention(SpatialAttention):
         check_patch_size(self.name, patch_size)
         check_eps(eps, centre)
         check_kernel_name(self.name, KERNELS, kernel)
-        if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
-            raise ValueError(f"performer: seed must be an integer from 0 on, or None for new draws; got {seed!r}.")
+        check_seed(self.name, seed)
         self.features = features
         self.score: Score = score
         self.scale = scale

@@ -10,6 +10,7 @@ from torch import Tensor
 from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAttention, check_queries
 from saccade.geometry import AttentionShape, SlotSpec
 from saccade.ops.dispatch import Score, check_kernel_name
+from saccade.ops.inputs import check_seed
 from saccade.ops.psal import KERNELS, psal_attention, psal_weights
 from saccade.ops.psal.plan import check_options, distance_flops, size_reasons
 from saccade.ops.psal.read import Readout
@@ -87,8 +88,7 @@ class PatchBasedStochasticAttention(SpatialAttention):
         )
         check_options(**self._options)
         check_kernel_name(self.name, KERNELS, kernel)
-        if seed is not None and not 0 <= seed < 2**63:
-            raise ValueError(f"psal: seed must be between 0 and 2^63 - 1, or None; got {seed!r}.")
+        check_seed(self.name, seed)
         self.seed = seed
         self.kernel = kernel
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAttention, check_queries
 from saccade.geometry import AttentionShape, SlotSpec
 from saccade.ops.dispatch import check_kernel_name
+from saccade.ops.inputs import check_seed
 from saccade.ops.reformer import (
     KERNELS,
     ROTATION_BUCKETS,
@@ -56,6 +57,7 @@ class ReformerAttention(SpatialAttention):
     ) -> None:
         super().__init__(spec, heads=heads)
         check_reformer_options(self.name, bucket_size, hashes, rotation_buckets, scale, patch_size)
+        check_seed(self.name, seed)
         check_kernel_name(self.name, KERNELS, kernel)
         self.bucket_size, self.hashes = bucket_size, hashes
         self.shared_qk, self.keys_only = shared_qk, keys_only

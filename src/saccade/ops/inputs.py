@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ def finite_inputs(enabled: bool = True) -> Iterator[None]:
     """Make every op called inside refuse NaN and infinite maps, on any device and in training.
 
     Outside, ops look on the CPU and where no gradients are recorded: on a GPU looking means waiting, and a training
-    step that is not finite is for the training loop to count and skip.
+    step that is not finite is for the training loop to count and skip. A mask is looked at wherever it lies.
     """
     token = _finite_inputs.set(enabled)
     try:
@@ -137,6 +138,28 @@ def no_autocast(device: torch.device) -> AbstractContextManager[None]:
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+def exact_products() -> Any:
+    """Keep cuDNN from rounding the float32 products of convolutions to TF32, which PyTorch lets it do by default."""
+    return torch.backends.cudnn.flags(
+        enabled=torch.backends.cudnn.enabled,
+        benchmark=torch.backends.cudnn.benchmark,
+        deterministic=torch.backends.cudnn.deterministic,
+        allow_tf32=False,
+    )
+
+
+def check_seed(op: str, seed: int | None) -> None:
+    """Raise ValueError unless the seed is None or a whole number that a generator takes."""
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
+        raise ValueError(f"{op}: seed must be an integer from 0 on, or None for new draws; got {seed!r}.")
+
+
+def draw_seed(generator: torch.Generator | None) -> int:
+    """Draw the one number that a call derives all its randomness from; from the CPU's generator if None is given."""
+    device = "cpu" if generator is None else generator.device
+    return int(torch.randint(2**62, (), generator=generator, device=device))
 
 
 def softmax_(logits: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from saccade.ops.inputs import (
     at_least_float32,
     check_scale,
     default_scale,
+    exact_products,
     make_request,
     masked_softmax,
     no_autocast,
@@ -154,7 +155,7 @@ def dense_weights(
     _check_options(shape, score, scale, patch_size, causal)
     grid = key_grid("dense", shape.kv_size, patch_size, key_stride, keys)
     pixels = grid.pixels(q.device)
-    with no_autocast(q.device):
+    with no_autocast(q.device), exact_products():
         logits = _point_scores(q, k, queries, grid, patch_size, score)
         logits = logits * default_scale(scale, shape.qk_channels * patch_size**2, score)  # (B, G, Q, keys)
         allowed = None if key_mask is None else grid.of(key_mask).flatten(2).unsqueeze(2)

@@ -87,8 +87,8 @@ def check_options(op: str, options: GpaOptions) -> None:
     check_score(op, options.score)
     check_scale(op, options.scale)
     check_patch_size(op, options.patch_size)
-    if options.keys_per_cell < 1:
-        raise ValueError(f"{op}: keys_per_cell must be at least 1; got {options.keys_per_cell}.")
+    if not isinstance(options.keys_per_cell, int) or options.keys_per_cell < 1:
+        raise ValueError(f"{op}: keys_per_cell must be at least 1; got {options.keys_per_cell!r}.")
     if options.selection not in SELECTIONS:
         raise ValueError(f"{op}: no selection is called {options.selection!r}. Valid here: {', '.join(SELECTIONS)}.")
     if not 0 < options.temperature < float("inf"):

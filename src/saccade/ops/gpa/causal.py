@@ -57,8 +57,7 @@ def select_causal(
         step = max(1, budget // (batch * heads * count))
         for start in range(0, cells, step):
             span = slice(start, min(start + step, cells))
-            scores = torch.full((batch, heads, span.stop - start, count), float("-inf"), dtype=queries.dtype)
-            scores = scores.to(q.device)
+            scores = queries.new_full((batch, heads, span.stop - start, count), float("-inf"))
             for number, level in enumerate(levels):
                 logits = level.logits(queries[:, :, span] * factor)
                 scores = torch.where(shared[span] == number, logits, scores)

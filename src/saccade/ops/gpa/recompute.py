@@ -220,11 +220,13 @@ class _Gradients:
 
     def _key_gradient(self) -> Tensor:
         attention = self._attention
-        gradient = self._dk.to_map(attention.k, attention.pool)
-        if self._columns is not None and attention.centre is not None:
-            # of -|q - k|^2 the queries brought 2 (q - centre) so far; the keys' own share is -2 (k - centre)
-            columns = self._columns.to_map(at_least_float32(attention.k[:, :, :1]), attention.pool)
-            columns = columns.to(gradient.dtype)
-            gradient.addcmul_(columns, attention.k, value=-2 * attention.scale)
-            gradient.addcmul_(columns, attention.centre.to(gradient.dtype), value=2 * attention.scale)
-        return gradient
+        if self._columns is None or attention.centre is None:
+            return self._dk.to_map(attention.k, attention.pool)
+        # of -|q - k|^2 the queries brought 2 (q - centre) so far; the keys' own share, -2 (k - centre), cancels much
+        # of it: fp16 must not round before
+        keys = at_least_float32(attention.k)
+        gradient = self._dk.to_map(keys, attention.pool)
+        columns = self._columns.to_map(keys[:, :, :1], attention.pool)
+        gradient.addcmul_(columns, keys, value=-2 * attention.scale)
+        gradient.addcmul_(columns, attention.centre, value=2 * attention.scale)
+        return gradient.to(attention.k.dtype)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from saccade.geometry import Size
-from saccade.ops.inputs import at_least_float32, no_autocast
+from saccade.ops.inputs import at_least_float32, exact_products, no_autocast
 
 # The papers' code adds it to the denominator (fast-transformers, attention/linear_attention.py).
 EPS = 1e-6
@@ -35,16 +35,6 @@ def features(maps: Tensor) -> Tensor:
 def padded_features(maps: Tensor, patch_size: int) -> Tensor:
     """`features` with the ones that zeros outside the map become: (..., Y, X) -> (..., Y + p - 1, X + p - 1)."""
     return F.pad(features(maps), [patch_size // 2] * 4, value=1.0)
-
-
-def exact_products() -> Any:
-    """Keep cuDNN from rounding float32 products to TF32: the sums run over all pixels."""
-    return torch.backends.cudnn.flags(
-        enabled=torch.backends.cudnn.enabled,
-        benchmark=torch.backends.cudnn.benchmark,
-        deterministic=torch.backends.cudnn.deterministic,
-        allow_tf32=False,
-    )
 
 
 def convolution(q: Tensor, k: Tensor, v: Tensor, patch_size: int, key_mask: Tensor | None) -> Tensor:

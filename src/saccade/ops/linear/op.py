@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from saccade.ops.dispatch import Kernel, Request, choose
-from saccade.ops.inputs import at_least_float32, make_request, no_autocast, read_shape
-from saccade.ops.linear.convolution import EPS, convolution, exact_products, features, padded_features
+from saccade.ops.inputs import at_least_float32, exact_products, make_request, no_autocast, read_shape
+from saccade.ops.linear.convolution import EPS, convolution, features, padded_features
 from saccade.ops.patches import check_patch_size, patchify
 
 __all__ = ["linear_attention", "linear_weights"]

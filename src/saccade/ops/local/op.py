@@ -14,7 +14,15 @@ from torch import Tensor
 
 from saccade.geometry import AttentionShape, Size
 from saccade.ops.dispatch import Kernel, Request, Score, check_score, choose
-from saccade.ops.inputs import check_scale, default_scale, make_request, masked_softmax, no_autocast, read_shape
+from saccade.ops.inputs import (
+    check_scale,
+    default_scale,
+    exact_products,
+    make_request,
+    masked_softmax,
+    no_autocast,
+    read_shape,
+)
 from saccade.ops.local.plain import reference, score_maps
 from saccade.ops.local.shift import against_shift, shift, shift_flops
 from saccade.ops.local.tiles import tile_flops, tiles
@@ -104,7 +112,7 @@ def local_weights(
     allowed = (seen[0][:, :, None] & seen[1][:, None, :]).flatten(1)
     indices = indices.expand(shape.batch, shape.heads, -1, -1)
     allowed = allowed.expand(shape.batch, shape.heads, -1, -1)
-    with no_autocast(q.device):
+    with no_autocast(q.device), exact_products():
         logits = score_maps(q, k, queries, call).flatten(3).gather(3, indices)
     if key_mask is not None:
         allowed = allowed & key_mask.flatten(2).unsqueeze(2).expand(-1, shape.heads, len(queries), -1).gather(

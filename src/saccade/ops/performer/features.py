@@ -18,12 +18,6 @@ def default_features(channels: int) -> int:
     return max(1, int(channels * math.log(channels)))
 
 
-def draw_seed(generator: torch.Generator | None) -> int:
-    """One number from the generator (None: PyTorch's global one), from which all else of a call is derived."""
-    device = "cpu" if generator is None else generator.device
-    return int(torch.randint(2**62, (), generator=generator, device=device))
-
-
 def performer_projection(features: int, channels: int, seed: int, *, orthogonal: bool = True) -> Tensor:
     """Draw M directions, each standard Gaussian in d channels: (M, d) float64 on the CPU.
 

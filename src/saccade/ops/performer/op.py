@@ -18,10 +18,18 @@ from torch import Tensor
 
 from saccade.geometry import AttentionShape
 from saccade.ops.dispatch import Kernel, Request, Score, check_score, choose
-from saccade.ops.inputs import at_least_float32, check_scale, default_scale, make_request, no_autocast, read_shape
+from saccade.ops.inputs import (
+    at_least_float32,
+    check_scale,
+    default_scale,
+    draw_seed,
+    make_request,
+    no_autocast,
+    read_shape,
+)
 from saccade.ops.patches import as_vectors, check_patch_size
 from saccade.ops.performer.chunked import Estimate, chunked, feature_maps, key_sums, query_features
-from saccade.ops.performer.features import default_features, draw_seed, kept_projection, performer_projection
+from saccade.ops.performer.features import default_features, kept_projection, performer_projection
 
 SCORES: tuple[Score, ...] = ("dot", "l2")
 

@@ -17,12 +17,11 @@ from torch import Tensor
 
 from saccade.geometry import Size
 from saccade.ops.dispatch import Kernel, Request, Score, choose
-from saccade.ops.inputs import make_request, no_autocast, read_shape
+from saccade.ops.inputs import draw_seed, make_request, no_autocast, read_shape
 from saccade.ops.psal.autograd import ReadThrough, costs_of, search_and_read
 from saccade.ops.psal.compiled import COMPILED
 from saccade.ops.psal.engine import REFERENCE, TORCH, Engine
 from saccade.ops.psal.plan import check_found, check_keys, make_plan, make_read_plan
-from saccade.ops.psal.random import new_seed
 from saccade.ops.psal.read import Readout, weights_of
 from saccade.ops.psal.search import Border, Search, SearchPlan
 from saccade.ops.psal.triton import TRITON
@@ -89,7 +88,7 @@ def psal_attention(
     if q.device.type == "meta":
         return q.mean(2, keepdim=True) + k.mean() + v.mean((3, 4), keepdim=True)
     with no_autocast(q.device):
-        out = chosen.run(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), allowed, plan, read, new_seed(generator))
+        out = chosen.run(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), allowed, plan, read, draw_seed(generator))
     return torch.unflatten(out, 0, q.shape[:2])
 
 
@@ -120,7 +119,7 @@ def psal_search(
     with torch.no_grad(), no_autocast(q.device):
         request = make_request(shape, score, key_mask, q, k)
         engine = _engine(choose("psal", kernels(plan), request, kernel).name)
-        found, costs = engine.search(q.flatten(0, 1), k.flatten(0, 1), allowed, plan, new_seed(generator))
+        found, costs = engine.search(q.flatten(0, 1), k.flatten(0, 1), allowed, plan, draw_seed(generator))
     size = (*q.shape[:2], plan.matches, *q.shape[3:])
     return found.view(size), costs.view(size)
 

@@ -14,19 +14,12 @@ The multipliers of mix32 are those of C. Wellons' search for 32-bit hashes with 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 _LOW = 0xFFFFFFFF
 _PIXEL = 0x9E3779B9
 _NUMBER = 0x85EBCA6B
 _HEAD = 0xC2B2AE35
-
-
-def new_seed(generator: torch.Generator | None) -> int:
-    """Draw the one number that a call derives all its randomness from; from the CPU's generator if None is given."""
-    device = "cpu" if generator is None else generator.device
-    return int(torch.randint(2**62, (), generator=generator, device=device))
 
 
 def mix32(x: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ from saccade.ops.inputs import (
     at_least_float32,
     check_scale,
     default_scale,
+    draw_seed,
     make_request,
     masked_softmax,
     no_autocast,
@@ -73,7 +74,7 @@ def reformer_attention(
         scale: factor on the product of a query and a key of length 1; None is 1 / sqrt(channels compared).
         patch_size: p, queries and keys are compared as p x p patches, values read at the centre.
         key_mask: (B, 1, Yk, Xk) bool, True = may be attended.
-        generator: where the one seed of a call is drawn from, on the CPU; None is the global one.
+        generator: where the one seed of a call is drawn from; None is the global one of the CPU.
         kernel: "auto", "sorted" (memory linear in the maps) or "reference" (all pairs; twice differentiable).
 
     Returns:
@@ -194,7 +195,7 @@ def _flat_mask(key_mask: Tensor | None, heads: int) -> Tensor | None:
 
 
 def _order(q: Tensor, k: Tensor, reach: Reach, alive: Tensor | None, generator: torch.Generator | None) -> Tensor:
-    seed = int(torch.randint(2**62, (), generator=generator, device="cpu"))
+    seed = draw_seed(generator)
     with torch.no_grad(), no_autocast(q.device):
         table = PatchTable(q, k, reach.tokens, reach.patch_size)
         return sorted_tokens(table, reach.tokens, reach.chunking, seed, alive)

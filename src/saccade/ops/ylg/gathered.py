@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from saccade.ops.inputs import masked_softmax
 from saccade.ops.ylg.patterns import Pattern
 from saccade.ops.ylg.plan import (
+    KEPT_MASKS,
     Layout,
     Places,
     key_lists,
@@ -38,7 +40,7 @@ class ListPlan(NamedTuple):
     out: Places
 
 
-@remembered
+@functools.partial(remembered, kept=KEPT_MASKS)
 def list_plan(pattern: Pattern, layout: Layout, device: torch.device) -> ListPlan:
     """The plan of one pattern over a pair of maps."""
     n_q, n_k = layout.q_size.area, layout.kv_size.area

@@ -14,6 +14,7 @@ are enumerated by one of `ORDERS`; "esa" is the paper's enumeration by Manhattan
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -148,12 +149,13 @@ def _dense(q: Tensor, k: Tensor, n: int, stride: int) -> Tensor:
     return torch.ones_like(q == k)
 
 
-def _ruled(name: str, rule: Rule, form: Form) -> Pattern:
-    def function(n: int) -> Tensor:
-        tokens = torch.arange(n)
-        return rule(tokens.unsqueeze(1), tokens.unsqueeze(0), n, stride_of(n))
+def _mask_of(rule: Rule, n: int) -> Tensor:
+    tokens = torch.arange(n)
+    return rule(tokens.unsqueeze(1), tokens.unsqueeze(0), n, stride_of(n))
 
-    return Pattern(name, function, rule, form)
+
+def _ruled(name: str, rule: Rule, form: Form) -> Pattern:
+    return Pattern(name, functools.partial(_mask_of, rule), rule, form)  # a partial can be pickled, a closure cannot
 
 
 #: Every pattern by name. The two steps of a pair carry 1 and 2; "strided1" and "strided2" are those of the released

@@ -16,14 +16,16 @@ from torch import Tensor
 from saccade.geometry import Size
 from saccade.ops.ylg.patterns import Form, Order, Pattern, QueryMapping, Rule, key_cells, order_of, stride_of
 
+# Ours: plans kept of each kind, and masks, which grow with the square of the map.
+KEPT_PLANS, KEPT_MASKS = 64, 8
 Plan = TypeVar("Plan", bound=Callable[..., Any])
 Fields = TypeVar("Fields", bound=tuple[Any, ...])
 
 
-def remembered(make: Plan) -> Plan:
+def remembered(make: Plan, kept: int = KEPT_PLANS) -> Plan:
     """Keep the last plans that a function made, as plain tensors whatever mode it is called in."""
 
-    @functools.lru_cache(maxsize=64)
+    @functools.lru_cache(maxsize=kept)
     @functools.wraps(make)
     def outside_modes(*key: Any) -> Any:
         with torch.inference_mode(False), torch.no_grad(), torch.device("cpu"):
@@ -134,7 +136,7 @@ def ranks_of(layout: Layout) -> Tensor:
     return torch.argsort(order_of(layout.kv_size, layout.order))
 
 
-@remembered
+@functools.partial(remembered, kept=KEPT_MASKS)
 def full_mask(pattern: Pattern, n: int) -> Tensor:
     """A pattern's mask, kept because a user's function may be slow."""
     return pattern(n)
