@@ -32,12 +32,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from attention_bench.backends import BACKENDS
+from attention_bench.backends import BACKENDS, MODULES, module_class
 from attention_bench.cells import DTYPES, INPUTS, MODES, ROOT, Cell
 from attention_bench.conditions import conditions, file_stem
 from attention_bench.fresh import Fresh, serve
 from attention_bench.measure import worker
 from attention_bench.peers import why_skipped
+from attention_bench.requests import check_device, check_options, odd, positive, whole
 from attention_bench.suites import SUITES, Wish
 from attention_bench.verdicts import as_text, verdicts
 
@@ -50,6 +51,8 @@ COLUMNS = [
     *("error", "error_of_mean", "exact_perplexity", "error_queries", "error_score", "match_cost"),
     *("device", "device_name", "cores", "threads", "torch", "python"),
 ]
+
+NEEDED = ("suite", "label", "backend", "mode", "status")  # columns without which rows cannot be judged or drawn
 
 
 def run_all(cells: Sequence[Cell], found: dict[str, Any], heavy: bool = False) -> list[dict[str, Any]]:
@@ -112,11 +115,22 @@ def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_csv(paths: Iterable[Path]) -> list[dict[str, Any]]:
-    """Rows of earlier runs."""
+    """Rows of earlier runs.
+
+    Raises:
+        ValueError: a file cannot be read, or is no CSV of this script.
+    """
     rows: list[dict[str, Any]] = []
     for path in paths:
-        with path.open(newline="") as file:
-            rows += csv.DictReader(file)
+        try:
+            with path.open(newline="") as file:
+                reader = csv.DictReader(file)
+                missing = [name for name in NEEDED if name not in (reader.fieldnames or ())]
+                rows += reader
+        except (OSError, UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"--from-csv: cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        if missing:
+            raise ValueError(f"--from-csv: {path} is no CSV of this script; it has no column {', '.join(missing)}")
     return rows
 
 
@@ -129,9 +143,9 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--backends", nargs="+", metavar="NAME", help=f"backends or labels to keep; backends: {', '.join(BACKENDS)}"
     )
-    what.add_argument("--sizes", nargs="+", type=int, metavar="SIDE", help="sides of square maps, for all but ratios")
-    what.add_argument("--channels", type=int, help="channels of q, k and v, for gpa, layers, pixels")
-    what.add_argument("--patch-size", type=int, help="side of the patches, for layers, pixels")
+    what.add_argument("--sizes", nargs="+", type=whole, metavar="SIDE", help="sides of square maps, for all but ratios")
+    what.add_argument("--channels", type=whole, help="channels of q, k and v, for gpa, layers, pixels")
+    what.add_argument("--patch-size", type=odd, help="side of the patches, odd, for layers, pixels")
     what.add_argument("--modes", nargs="+", choices=MODES, help="for gpa, layers, pixels")
     what.add_argument("--inputs", nargs="+", choices=INPUTS, help="for layers, pixels")
     what.add_argument("--scores", nargs="+", choices=("dot", "l2"), help="for gpa")
@@ -145,15 +159,17 @@ def parser() -> argparse.ArgumentParser:
     )
     how = cli.add_argument_group("how to measure")
     how.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
-    how.add_argument("--threads", type=int, help="CPU threads; default: 1, and 2 where a bar speaks of two cores")
-    how.add_argument("--repeats", type=int, default=3, help="timed calls of a cell after its warm-up (default: 3)")
+    how.add_argument("--threads", type=whole, help="CPU threads; default: 1, and 2 where a bar speaks of two cores")
+    how.add_argument("--repeats", type=whole, default=3, help="timed calls of a cell after its warm-up (default: 3)")
     how.add_argument(
         "--cell-seconds",
-        type=float,
+        type=positive,
         help="fewer repeats where they would take longer; a call longer than this is timed once, cold (default: 10)",
     )
     how.add_argument("--heavy", action="store_true", help="also run the cells that take minutes on a CPU")
-    how.add_argument("--memory-limit-gib", type=float, help="cap each process, so that running out of memory is a row")
+    how.add_argument(
+        "--memory-limit-gib", type=positive, help="cap each process, so that running out of memory is a row"
+    )
     how.add_argument(
         "--quick",
         action="store_true",
@@ -182,7 +198,7 @@ def plan(options: argparse.Namespace) -> list[Cell]:
     """Cells in running order: rivals of one comparison side by side, so that a drift of the machine hits both.
 
     Raises:
-        ValueError: --backends or --set names something that no cell has.
+        ValueError: --backends or --set names something that no cell has, or gives a backend options it refuses.
     """
     wish = Wish(
         sides=options.sizes,
@@ -212,6 +228,8 @@ def plan(options: argparse.Namespace) -> list[Cell]:
         altered = {key: value for name, key, value in changes if name in (cell.backend, cell.label)}
         for dtype in options.dtypes:
             chosen.append(dataclasses.replace(cell, **common, dtype=dtype, options={**cell.options, **altered}))
+        if cell.backend in MODULES:
+            check_options(chosen[-1], module_class(cell.backend), set(altered))
     return chosen
 
 
@@ -263,16 +281,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if options.quick and (options.check or options.out is None):
         cli.error("--quick needs --out (its figures do not belong in benchmarks/) and cannot --check bars")
-    if options.repeats < 1 or (options.threads or 1) < 1:
-        cli.error(f"--repeats and --threads are at least 1; got {options.repeats} and {options.threads}")
     folder = options.out or ROOT / "benchmarks"
-    if options.from_csv:
-        rows = read_csv(options.from_csv)
-    else:
-        try:
-            cells = plan(options)
-        except ValueError as error:
-            cli.error(str(error))
+    try:
+        if not options.from_csv:
+            check_device(options.device)
+        rows, cells = (read_csv(options.from_csv), []) if options.from_csv else ([], plan(options))
+    except ValueError as error:
+        cli.error(str(error))
+    if not options.from_csv:
         found = conditions(options.device)
         rows = run_all(cells, found, options.heavy)
         for path in save(rows, folder, found):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from saccade.attention.flow_picture import FlowRow, draw_flows, summary
 from saccade.geometry import Size
-from saccade.ops.ylg.patterns import ORDERS, Order, grid_mask, order_of, read_pattern
+from saccade.ops.ylg.patterns import ORDERS, PATTERNS, Order, grid_mask, order_of
 
 PAIRS = {
     "ltr": ("Left to right", ("ltr1", "ltr2")),
@@ -58,7 +58,13 @@ def make_row(name: str, n: int, grid: Size | None, order: Order, query: int | No
         ValueError: no pair and no step has that name.
     """
     heading, names = PAIRS.get(name, (name, tuple(name.split(","))))
-    steps = [read_pattern(step) for step in names]
+    wrong = [step for step in names if step not in PATTERNS]
+    if wrong:
+        raise ValueError(
+            f"no pattern is called {', '.join(map(repr, wrong))}. Valid here: {', '.join(PAIRS)}; or steps joined by "
+            f"commas: {', '.join(PATTERNS)}."
+        )
+    steps = [PATTERNS[step] for step in names]
     if grid is None:
         return FlowRow(f"{heading}, {n} tokens", [step(n) for step in steps], names)
     enumerated = {"esa": "enumerated by distance (ESA)", "hilbert": "along the Hilbert curve", "row": "row by row"}
@@ -78,12 +84,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = cli.parse_args(arguments)
     if options.n < 2 or (options.grid and math.prod(options.grid) < 2):
         cli.error("at least two tokens are needed")
+    if options.query is not None and options.grid is None:
+        cli.error("--query names a cell of a grid; give --grid ROWS COLS too")
+    if options.out.suffix.lower() != ".png":
+        cli.error(f"--out must end in .png; got {options.out}, nearest: {options.out.with_suffix('.png')}")
     try:
         grid = Size.of(options.grid) if options.grid else None
         rows = [make_row(name, options.n, grid, options.order, options.query) for name in options.patterns]
         path = draw_flows(options.out, rows)
     except ValueError as error:
         cli.error(str(error))
+    except RuntimeError as error:
+        cli.exit(1, f"{cli.prog}: error: {error}\n")
     for row in rows:
         print(f"{row.heading}: {summary(row.masks)}")
     print(f"wrote {path}")

@@ -121,7 +121,7 @@ def pixels(wish: Wish) -> Iterator[Cell]:
             lines = [(label, backend, _dotted(backend, options, channels)) for label, backend, options in lines]
             lines = [line for line in lines if line[0] != "psal-aggregate"]
             if patch == 1:
-                lines.append(("ylg", "ylg", {"heads": 8, "scale": (channels // 8) ** -0.5}))
+                lines.append(("ylg", "ylg", {"heads": 8, "scale": (channels / 8) ** -0.5}))
             peers: list[Line] = [
                 ("peer-sdpa", "peer-sdpa", {"patch_size": patch}),
                 ("peer-performer", "peer-performer", {"patch_size": patch}),

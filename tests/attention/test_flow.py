@@ -380,4 +380,33 @@ def test_the_script_draws_lines_and_grids(tmp_path, capsys):
     assert "3x4 cells" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["--patterns", "diagonal", "--out", str(out)])
-    assert "no pattern is called 'diagonal'" in capsys.readouterr().err
+    assert "no pattern is called 'diagonal'. Valid here: ltr, rtl, fixed, " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--out", "flow.pdf"], "--out must end in .png; got flow.pdf, nearest: flow.png"),
+        (["--query", "0"], "--query names a cell of a grid; give --grid"),
+        (["--patterns", "ltr1,up", "--grid", "3", "3"], "no pattern is called 'up'"),
+    ],
+)
+def test_the_script_refuses_what_it_cannot_draw(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    main = runpy.run_path(str(Path(__file__).resolve().parents[2] / "scripts" / "draw_flow.py"))["main"]
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_packages_are_told_with_the_command_that_installs_them(tmp_path, monkeypatch):
+    for name in ("scipy.sparse", "matplotlib.figure"):
+        monkeypatch.setitem(sys.modules, name, None)
+    mask = np.ones((2, 2), bool)
+    with pytest.raises(RuntimeError, match=r"SciPy.*pip install -e '\.\[experiments\]'"):
+        max_flow([mask], [0], [1])
+    with pytest.raises(RuntimeError, match=r"Matplotlib.*pip install -e '\.\[experiments\]'"):
+        draw_flow(tmp_path / "flow.png", [mask])
+    assert not list(tmp_path.iterdir())

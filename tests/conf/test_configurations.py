@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
+import hydra
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from saccade.run.build import build_task
 from saccade.run.config import CONF, register
@@ -41,6 +43,24 @@ def test_any_backend_in_any_model(model: str, attention: str, budget: str) -> No
     wanted = chosen.attention.mixer._target_.rpartition(".")[2]
     assert above
     assert {type(block.mixer).__name__ for block in above} == {wanted}
+
+
+@pytest.mark.parametrize("attention", names("attention"))
+def test_attention_files_list_every_option(attention: str) -> None:
+    mixer = config("model=posemorph", f"attention={attention}", "budget=paper").attention.mixer
+    own = OmegaConf.load(CONF / "attention" / f"{attention}.yaml").mixer
+    options = set(inspect.signature(hydra.utils.get_class(mixer._target_)).parameters) - {"spec"}
+    for listed in (own, mixer):  # as written, and with what models and budgets lay over it
+        assert {str(key) for key in listed} - {"_target_", "_partial_"} == options
+    built = instantiate(own, _convert_="all")()
+    assert built.name == attention
+    assert getattr(built, "kernel", "auto") == "auto"
+
+
+def test_a_kernel_is_chosen_on_the_command_line() -> None:
+    for attention in set(names("attention")) - {"none"}:
+        chosen = config("model=posemorph", f"attention={attention}", "attention.mixer.kernel=reference")
+        assert instantiate(chosen.attention.mixer, _convert_="all")().kernel == "reference"
 
 
 @pytest.mark.parametrize("experiment", names("experiment"))

@@ -458,6 +458,49 @@ def test_wrong_command_lines_are_refused(arguments: tuple[str, ...], capsys: pyt
     assert "bench_attention" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--device", "gpu"), "takes cpu, cuda or cuda:N; got 'gpu'"),
+        (("--device", "cuda"), "no CUDA device here; valid: cpu"),
+        (("--from-csv", "nowhere.csv"), "cannot read nowhere.csv: No such file"),
+        (("--from-csv", __file__), "is no CSV of this script"),
+        (("--threads", "0"), "argument --threads: must be a whole number from 1; got '0'"),
+        (("--sizes", "64", "-1"), "argument --sizes: must be a whole number from 1; got '-1'"),
+        (("--patch-size", "4"), "must be an odd number from 1; got 4, nearest: 3, 5"),
+        (("--patch-size", "x"), "must be an odd number from 1; got 'x'"),
+        (("--cell-seconds", "0"), "must be a number above 0; got '0'"),
+        (("--set", "gpa.cellz=3"), "gpa has no option cellz; valid here: coarse, cells, "),
+        (("--set", "gpa.score=cos"), "gpa on 128x128-c320: gpa: "),
+        (("--set", "gpa.cells=null"), "gpa on 128x128-c320: "),
+        (("--set", "gpa.heads=7"), "320 channels do not split into 7 heads"),
+        (("--set", "gpa.coarse=48"), "gpa on 256x256-c160: query map 256x256 is not a multiple"),
+    ],
+)
+def test_wrong_values_are_told_before_anything_runs(
+    arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "run_all", lambda *_: pytest.fail("cells ran"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit) as stopped:
+        bench.main(["--suites", "gpa", *arguments])
+    assert stopped.value.code == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_device_number_beyond_those_here_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("cpu", "cuda", "cuda:1"):
+        bench.check_device(device)
+    with pytest.raises(ValueError, match=r"no such device; valid: cpu, cuda:0, cuda:1"):
+        bench.check_device("cuda:2")
+
+
+def test_suites_as_they_are_pass_the_checks() -> None:
+    assert len(bench.plan(bench.parser().parse_args([]))) > 100
+
+
 def test_wishes_reach_the_cells() -> None:
     arguments = [
         "--suites",

@@ -179,9 +179,16 @@ def max_flow(masks: Masks, inputs: Sequence[int], outputs: Sequence[int]) -> int
 
     Raises:
         ValueError: a token is named twice or does not exist.
+        RuntimeError: SciPy is not installed.
     """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import maximum_flow
+    try:
+        from scipy.sparse import coo_matrix
+        from scipy.sparse.csgraph import maximum_flow
+    except ImportError as error:
+        raise RuntimeError(
+            f"flow: max_flow needs SciPy ({error}); install it with pip install -e '.[experiments]'. "
+            "full_information, path_counts and pair_flow do without it."
+        ) from error
 
     steps = read_masks(masks)
     sizes = [steps[0].shape[1], *(step.shape[0] for step in steps)]

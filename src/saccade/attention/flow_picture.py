@@ -58,9 +58,15 @@ def draw_flows(path: str | Path, rows: Sequence[FlowRow]) -> Path:
 
     Raises:
         ValueError: no rows; masks that do not chain; titles, grid, order or query that do not fit the masks.
+        RuntimeError: Matplotlib is not installed.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise RuntimeError(
+            f"draw_flows: pictures need Matplotlib ({error}); install it with pip install -e '.[experiments]'."
+        ) from error
 
     if not rows:
         raise ValueError("draw_flows: at least one row is needed; got none.")
