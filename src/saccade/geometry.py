@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+
+def whole_number(value: Any) -> int | None:
+    """The whole number that a value is, of NumPy's kinds too; None where it is none, as a bool is none."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
 
 
 class Size(NamedTuple):
@@ -20,8 +33,10 @@ class Size(NamedTuple):
         Raises:
             ValueError: the value is neither, or a side is below 1.
         """
-        sides = (value, value) if isinstance(value, int) else tuple(value)
-        if len(sides) != 2 or not all(isinstance(side, int) and side >= 1 for side in sides):
+        side = whole_number(value)
+        given = (side, side) if side is not None else value if isinstance(value, Iterable) else ()
+        sides = [number for number in map(whole_number, given) if number is not None and number >= 1]
+        if len(sides) != 2 or len(tuple(given)) != 2:
             raise ValueError(f"a size is one positive integer or (rows, cols) of positive integers; got {value!r}")
         return cls(*sides)
 

@@ -174,18 +174,18 @@ def test_channels_must_split_into_heads():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: FullAttention(heads=0), "heads must be at least 1"),
-        (lambda: FullAttention(heads=2.0), "heads must be at least 1"),
+        (lambda: FullAttention(heads=0), "heads must be a whole number, 1 or more"),
+        (lambda: FullAttention(heads=2.0), "heads must be a whole number, 1 or more"),
         (lambda: FullAttention(score="angle"), "no score is called 'angle'. Valid here: dot, l2, cosine, unit_key"),
         (lambda: FullAttention(scale=0.0), "scale must be a positive number"),
         (lambda: FullAttention(patch_size=4), "patch_size must be an odd number .* Valid here: 3 or 5"),
-        (lambda: FullAttention(key_stride=0), "key_stride must be a whole number of pixels, 1 or more; got 0"),
+        (lambda: FullAttention(key_stride=0), "key_stride must be a whole number, 1 or more; got 0"),
         (lambda: FullAttention(keys="outside"), "no choice of keys is called 'outside'. Valid here: all, inside"),
         (lambda: FullAttention(kernel="flash"), "no kernel is called 'flash'. Valid here: auto, sdpa"),
         (lambda: GridPartitionedAttention(kernel="flash"), "no kernel is called 'flash'. Valid here: auto, recompute"),
-        (lambda: GridPartitionedAttention(keys_per_cell=0), "keys_per_cell must be at least 1"),
-        (lambda: GridPartitionedAttention(coarse=0), "positive integer"),
-        (lambda: GridPartitionedAttention(cells=(4, -1)), "positive integer"),
+        (lambda: GridPartitionedAttention(keys_per_cell=0), "keys_per_cell must be a whole number, 1 or more"),
+        (lambda: GridPartitionedAttention(coarse=0), "gpa: coarse must be a whole number, 1 or more, or"),
+        (lambda: GridPartitionedAttention(cells=(4, -1)), "gpa: cells must be a whole number"),
     ],
 )
 def test_wrong_options_are_named_at_once(make, message):

@@ -6,6 +6,7 @@ import copy
 import pickle
 import re
 
+import numpy as np
 import pytest
 import torch
 from every_backend import ATTENDING, MAKERS, RANDOM, make
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from saccade.attention import AttentionBlock, SlotPolicy
 from saccade.geometry import AttentionShape, Size, SlotSpec
-from saccade.ops import finite_inputs
+from saccade.ops import finite_inputs, gpa_attention
 
 
 def maps(q_size=(8, 8), kv_size=None, qk=4, values=6, batch=2, dtype=torch.float32, seed=0):
@@ -39,7 +40,10 @@ WRONG = {
     "channels of q and k": (lambda: (broken("k", lambda x: x[:, :2]), None), "agree in batch, heads and channels"),
     "batch": (lambda: (broken("q", lambda x: x[:1]), None), "agree in batch"),
     "size of v": (lambda: (broken("v", lambda x: x[..., :4]), None), "must agree with k"),
-    "integers": (lambda: (broken("q", lambda x: x.long()), None), "floating dtype"),
+    "integers": (lambda: (broken("q", lambda x: x.long()), None), "must be floating"),
+    "complex": (lambda: (tuple(x.to(torch.complex64) for x in maps()), None), "must be floating"),
+    "no tensor": (lambda: (broken("k", lambda x: x.numpy()), None), "must be a tensor"),
+    "mask of a list": (lambda: (maps(), [True]), "key_mask must be a bool"),
     "two dtypes": (lambda: (broken("k", lambda x: x.double()), None), "share one floating dtype"),
     "two devices": (lambda: (broken("v", lambda x: x.to("meta")), None), "one device"),
     "empty": (lambda: (broken("q", lambda x: x[..., :0]), None), "empty|no rows|at least 1"),
@@ -52,12 +56,12 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-@pytest.mark.parametrize("name", ATTENDING)
+@pytest.mark.parametrize("name", MAKERS)
 def test_wrong_input_is_refused_with_what_would_be_right(name, case):
     inputs, mask = WRONG[case][0]()
     with pytest.raises(ValueError, match=WRONG[case][1]) as caught:
         make(name)(*inputs, mask)
-    assert str(caught.value).split(":")[0].split(",")[0] in (name, "dense")
+    assert str(caught.value).split(":")[0].split(",")[0] == name
 
 
 OPTIONS = {
@@ -106,6 +110,109 @@ def test_wrong_options_are_refused_in_the_constructor(name, option):
 def test_own_options_are_checked_before_anything_is_computed(name, options, message):
     with pytest.raises(ValueError, match=message):
         make(name, **options)(*maps())
+
+
+# Every option that is a number or a flag, with a value that is right: wrong kinds are refused, NumPy's kinds taken.
+SHAPE = AttentionShape(1, 2, 2, 3, Size(8, 8), Size(8, 8))
+SHARED_NUMBERS = {"heads": 2, "patch_size": 3}
+NUMBERS = {
+    "none": {},
+    "full": {"key_stride": 2},
+    "gpa": {"coarse": 4, "cells": 2, "keys_per_cell": 3, "candidates": 4},
+    "ylg": {},
+    "psal": {"matches": 2, "iterations": 2, "coarse_start": 2, "seed": 1},
+    "local": {"window": 5},
+    "linear": {},
+    "performer": {"features": 8, "seed": 1},
+    "reformer": {"bucket_size": 8, "hashes": 2, "rotation_buckets": 16, "seed": 1},
+    "nystromformer": {"landmarks": 8, "pinv_iterations": 6, "value_conv": 3},
+}
+FLOATS = {
+    "full": {"scale": 0.5},
+    "gpa": {"scale": 0.5, "temperature": 0.5},
+    "ylg": {"scale": 0.5},
+    "psal": {"scale": 0.5, "fold_divisor": 4.0},
+    "local": {"scale": 0.5},
+    "performer": {"scale": 0.5, "eps": 0.5},
+    "reformer": {"scale": 0.5},
+    "nystromformer": {"scale": 0.5},
+}
+FLAGS = [("gpa", "causal"), ("performer", "centre"), ("reformer", "shared_qk"), ("reformer", "keys_only")]
+BESIDE = {"candidates": {"selection": "soft"}, "fold_divisor": {"readout": "fold"}}
+WHOLE = [
+    (name, option, value)
+    for name, own in NUMBERS.items()
+    for option, value in {**({"heads": 2} if name == "none" else SHARED_NUMBERS), **own}.items()
+]
+REAL = [(name, option, value) for name, own in FLOATS.items() for option, value in own.items()]
+
+
+@pytest.mark.parametrize("wrong", [True, 2.0, "3", -1, [True, 2]])
+@pytest.mark.parametrize(("name", "option", "value"), WHOLE)
+def test_whole_numbers_are_nothing_else(name, option, value, wrong):
+    with pytest.raises(ValueError, match=rf"^{name}: {option} must be .*got {re.escape(repr(wrong))}"):
+        make(name, **{option: wrong}, **BESIDE.get(option, {}))
+
+
+@pytest.mark.parametrize("wrong", [True, "0.5", [0.5], -1.0, float("inf"), float("nan")])
+@pytest.mark.parametrize(("name", "option", "value"), REAL)
+def test_numbers_are_nothing_else(name, option, value, wrong):
+    with pytest.raises(ValueError, match=rf"^{name}: {option} must be .*got {re.escape(repr(wrong))}"):
+        make(name, **{option: wrong}, **BESIDE.get(option, {}))
+
+
+@pytest.mark.parametrize("wrong", [1, "yes", None])
+@pytest.mark.parametrize(("name", "option"), FLAGS)
+def test_flags_are_true_or_false(name, option, wrong):
+    with pytest.raises(ValueError, match=f"^{name}: {option} must be True or False; got {wrong!r}"):
+        make(name, **{option: wrong})
+
+
+@pytest.mark.parametrize(("name", "option", "value"), WHOLE + REAL)
+def test_numbers_of_numpy_are_taken(name, option, value):
+    given = np.int64(value) if isinstance(value, int) else np.float32(value)
+    beside = {"seed": 0} if name in RANDOM and option != "seed" else {}
+    mixer, plain = (make(name, **{option: x}, **BESIDE.get(option, {}), **beside) for x in (given, value))
+    assert repr(mixer) == repr(plain)
+    assert mixer.cost(SHAPE) == plain.cost(SHAPE)
+    if option != "value_conv":  # whose weights are drawn
+        torch.testing.assert_close(mixer(*maps()), plain(*maps()))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"head_channels": 4}, r"head_channels must hold 2 positive whole numbers, one a head; got 4"),
+        ({"head_values": True}, r"head_values must hold 2"),
+        ({"head_values": [1, True]}, r"head_values must hold 2"),
+        ({"patterns": 3}, "patterns must be a list with an entry for each head"),
+        ({"patterns": lambda n: torch.ones(n, n, dtype=torch.bool)}, "patterns must be a list"),
+    ],
+)
+def test_lists_of_ylg_are_lists(options, message):
+    with pytest.raises(ValueError, match=f"^ylg: {message}"):
+        make("ylg", **options)
+
+
+@pytest.mark.parametrize("coarse", [4, "4", [4], (4, True)])
+def test_gpa_attention_names_the_axes_of_its_maps(coarse):
+    q, k, v = (x.unflatten(1, (1, -1)) for x in maps())
+    with pytest.raises(ValueError, match=r"^gpa: coarse must be 2 .*\(B, heads, channels, \*axes\)"):
+        gpa_attention(q, k, v, coarse=coarse, cells=(2, 2), keys_per_cell=3)
+    sides = np.array([4, 4]), np.array([2, 2])
+    given, plain = (gpa_attention(q, k, v, coarse=x, cells=y, keys_per_cell=3) for x, y in (sides, ((4, 4), (2, 2))))
+    assert torch.equal(given, plain)
+    with pytest.raises(ValueError, match=r"^gpa: .*\(B, heads, channels, \*axes\)"):
+        gpa_attention(*maps(), coarse=(4, 4), cells=(2, 2), keys_per_cell=3)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_queries_that_are_no_tensor_are_refused(name):
+    q, k, _ = maps()
+    with pytest.raises(ValueError, match=f"^{name}: queries must be a"):
+        make(name, heads=2).weights(q, k, [[0, 0]])
+    with pytest.raises(ValueError, match=f"^{name}: a map must be a tensor"):
+        make(name, heads=2).weights(q.tolist(), k, torch.zeros(1, 2, dtype=torch.long))
 
 
 @pytest.mark.parametrize("name", ATTENDING)

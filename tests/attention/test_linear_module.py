@@ -49,7 +49,7 @@ def test_defaults_and_empty_state():
     ("options", "error", "words"),
     [
         ({"patch_size": 6}, ValueError, "Valid here: 5 or 7"),
-        ({"heads": 0}, ValueError, "heads must be at least 1"),
+        ({"heads": 0}, ValueError, "heads must be a whole number, 1 or more"),
         ({"kernel": "fastest"}, ValueError, "auto, convolution, reference"),
         ({"score": "dot"}, TypeError, "score"),  # the algorithm has no choice there
         ({"scale": 1.0}, TypeError, "scale"),

@@ -55,7 +55,7 @@ def test_defaults_are_the_comparison_of_psal():
         ({"score": "angle"}, "dot, l2, cosine, unit_key"),
         ({"scale": 0.0}, "scale must be a positive number"),
         ({"patch_size": 6}, "Valid here: 5 or 7"),
-        ({"heads": 0}, "heads must be at least 1"),
+        ({"heads": 0}, "heads must be a whole number, 1 or more"),
         ({"kernel": "fastest"}, "auto, shift, tiles, reference"),
     ],
 )

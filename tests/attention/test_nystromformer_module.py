@@ -155,9 +155,9 @@ def test_it_runs_on_the_meta_device_in_half_precision_and_with_strided_maps(valu
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": 0}, "heads must be at least 1"),
-        ({"landmarks": 0}, "landmarks must be an integer, 1 or more; got 0"),
-        ({"pinv_iterations": -1}, "pinv_iterations must be an integer, 1 or more; got -1"),
+        ({"heads": 0}, "heads must be a whole number, 1 or more"),
+        ({"landmarks": 0}, "landmarks must be a whole number, 1 or more; got 0"),
+        ({"pinv_iterations": -1}, "pinv_iterations must be a whole number, 1 or more; got -1"),
         ({"score": "cos"}, "no score is called 'cos'"),
         ({"scale": float("inf")}, "scale must be a positive number"),
         ({"patch_size": 2}, "patch_size must be an odd number"),

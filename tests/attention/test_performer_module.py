@@ -147,13 +147,13 @@ def test_it_runs_on_the_meta_device_and_with_strided_maps():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"heads": 0}, "heads must be at least 1"),
-        ({"features": 0}, "features must be 1 or more, or None for d ln d; got 0"),
+        ({"heads": 0}, "heads must be a whole number, 1 or more"),
+        ({"features": 0}, "features must be a whole number, 1 or more, or None for d ln d; got 0"),
         ({"score": "cosine"}, "Valid here: dot, l2"),
         ({"scale": -1.0}, "scale must be a positive number"),
         ({"patch_size": 2}, "patch_size must be an odd number"),
         ({"eps": -1e-4}, "eps must be a number, 0 or more"),
-        ({"seed": -1}, "seed must be an integer from 0 on, or None"),
+        ({"seed": -1}, "seed must be a whole number, 0 or more, or None"),
         ({"kernel": "fast"}, "no kernel is called 'fast'. Valid here: auto, chunked, reference"),
     ],
 )

@@ -126,14 +126,14 @@ def test_shared_queries_and_keys_need_one_size():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bucket_size": 0}, "bucket_size must be a whole number of at least 1"),
-        ({"hashes": 0}, "hashes must be a whole number of at least 1"),
-        ({"rotation_buckets": 0}, "rotation_buckets must be a whole number of at least 2"),
+        ({"bucket_size": 0}, "bucket_size must be a whole number, 1 or more"),
+        ({"hashes": 0}, "hashes must be a whole number, 1 or more"),
+        ({"rotation_buckets": 0}, "rotation_buckets must be a whole number, 2 or more"),
         ({"patch_size": 2}, "odd"),
         ({"scale": -1.0}, "scale must be a positive number"),
-        ({"seed": -1}, "seed must be an integer from 0 on, or None"),
+        ({"seed": -1}, "seed must be a whole number, 0 or more, or None"),
         ({"kernel": "lsh"}, "no kernel is called 'lsh'"),
-        ({"heads": 0}, "heads must be at least 1"),
+        ({"heads": 0}, "heads must be a whole number, 1 or more"),
     ],
 )
 def test_wrong_options_are_refused_in_the_constructor(options, message):

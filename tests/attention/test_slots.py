@@ -84,6 +84,21 @@ def test_all_misfits_are_in_one_error_with_the_choices():
     assert len(message.splitlines()) == 4
 
 
+@pytest.mark.parametrize(
+    ("mixer", "message"),
+    [
+        (partial(GridPartitionedAttention, coarse=0), "coarse must be a whole number, 1 or more"),
+        (partial(GridPartitionedAttention, coarsest=4), "unexpected keyword argument 'coarsest'"),
+        (lambda spec: GridPartitionedAttention(spec, heads=True), "heads must be a whole number, 1 or more; got True"),
+    ],
+)
+def test_every_misfit_starts_with_backend_and_slot(mixer, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        SlotPolicy(mixer, exact_up_to=8).build(_specs((96, 80), (8, 8), (64, 64)))
+    lines = str(caught.value).splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["gpa, slot up.96", "gpa, slot up.64"]
+
+
 def test_equal_slot_names_are_refused():
     with pytest.raises(ValueError, match=r"distinct names.*up\.8"):
         SlotPolicy(FullAttention).build(_specs((8, 8), (8, 4)))

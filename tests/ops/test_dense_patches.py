@@ -359,7 +359,7 @@ def test_half_precision_and_autocast(score, kernel, dtype):
     [
         ({"patch_size": 2}, r"patch_size must be an odd number .* got 2. Valid here: 1 or 3"),
         ({"patch_size": 0}, "patch_size must be an odd number"),
-        ({"key_stride": 0}, "key_stride must be a whole number of pixels, 1 or more; got 0"),
+        ({"key_stride": 0}, "key_stride must be a whole number, 1 or more; got 0"),
         ({"keys": "none"}, "no choice of keys is called 'none'. Valid here: all, inside"),
         ({"keys": "inside", "patch_size": 7}, r"key map 6x5 holds no whole 7x7 patch, .* Valid here: patch_size=5"),
         ({"causal": True}, "causal attention needs maps of one size; the query map is 4x5, the key map 6x5"),

@@ -295,7 +295,7 @@ def test_shapes_are_known_on_the_meta_device(kernel):
         ({"coarse": Size(3, 6)}, r"query map 8x12 does not pool to 3x6 by one whole factor. Valid here: 4x6"),
         ({"coarse": Size(16, 24)}, r"does not pool to 16x24"),
         ({"coarse": Size(2, 3), "cells": Size(1, 1)}, r"key map 6x10 does not pool by the query map's factor 4"),
-        ({"keys_per_cell": 0}, r"keys_per_cell must be at least 1; got 0"),
+        ({"keys_per_cell": 0}, r"keys_per_cell must be a whole number, 1 or more; got 0"),
         ({"score": "angle"}, r"no score is called 'angle'"),
         ({"kernel": "triton"}, r"no kernel is called 'triton'. Valid here: auto, recompute, reference"),
     ],

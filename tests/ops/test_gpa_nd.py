@@ -133,7 +133,7 @@ def test_meta_device_and_half_precision(case):
         ({"cells": (2, 1, 0)}, r"cells must be 3 positive integers"),
         ({"coarse": (2, 3, 1)}, r"along axis 1 4 queries and 8 keys do not pool to 3 .* Valid here: 4, 2, 1"),
         ({"cells": (2, 1, 4)}, r"along axis 2 1 coarse queries do not split into 4 cells. Valid here: 1"),
-        ({"keys_per_cell": 0}, r"keys_per_cell must be at least 1"),
+        ({"keys_per_cell": 0}, r"keys_per_cell must be a whole number, 1 or more"),
         ({"patch_size": 3}, r"patches are for maps of two axes; these have 3"),
         ({"key_mask": torch.ones(1, 1, 4, 4, 2, dtype=torch.bool)}, r"key_mask must be of shape \(1, 1, 2, 8, 4\)"),
         ({"causal": True}, r"causal attention needs maps of one size"),

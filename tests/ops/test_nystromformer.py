@@ -287,8 +287,8 @@ def test_half_precision_and_autocast_stay_near_the_rounding_of_the_maps(kernel, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"landmarks": 0}, "landmarks must be an integer, 1 or more; got 0"),
-        ({"pinv_iterations": 0}, "pinv_iterations must be an integer, 1 or more"),
+        ({"landmarks": 0}, "landmarks must be a whole number, 1 or more; got 0"),
+        ({"pinv_iterations": 0}, "pinv_iterations must be a whole number, 1 or more"),
         ({"score": "cos"}, "no score is called 'cos'. Valid here: dot, l2, cosine, unit_key"),
         ({"scale": -1.0}, "scale must be a positive number"),
         ({"patch_size": 4}, "patch_size must be an odd number of pixels, 1 or more; got 4. Valid here: 3 or 5"),

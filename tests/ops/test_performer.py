@@ -357,7 +357,7 @@ def test_half_precision_and_autocast_stay_near_the_rounding_of_the_maps(kernel, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"features": 0}, "features must be 1 or more"),
+        ({"features": 0}, "features must be a whole number, 1 or more"),
         ({"features": 5, "projection": torch.zeros(4, 3)}, r"projection must be .* = \(5, 3\); got \(4, 3\)"),
         ({"patch_size": 3, "projection": torch.zeros(4, 3)}, r"= \(4, 27\)"),
         ({"score": "cosine"}, "no score is called 'cosine'. Valid here: dot, l2"),

@@ -272,7 +272,7 @@ def test_the_meta_device_gives_shapes_and_gradients():
         ({"search": "walk"}, "Valid here: jump, sweep, exact"),
         ({"kernel": "fast"}, "Valid here: auto, .*torch, reference"),
         ({"scale": 0.0}, "scale must be a positive number"),
-        ({"coarse_start": 1}, "coarse_start must be a pooling factor, 2 or more"),
+        ({"coarse_start": 1}, "coarse_start must be a whole number, 2 or more"),
         ({"coarse_start": 2, "search": "exact"}, "leave coarse_start None"),
         ({"fold_divisor": 3.0}, "belongs to readout='fold'"),
         ({"fold_divisor": 0.0, "readout": "fold"}, "fold_divisor must be a positive number"),

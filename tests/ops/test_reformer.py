@@ -339,10 +339,10 @@ def _maps(q_size=(4, 4), kv_size=(4, 4)):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"bucket_size": 0}, "bucket_size must be a whole number of at least 1; got 0"),
-        ({"bucket_size": 6.5}, "bucket_size must be a whole number of at least 1; got 6.5"),
-        ({"hashes": 0}, "hashes must be a whole number of at least 1; got 0"),
-        ({"rotation_buckets": 1}, "rotation_buckets must be a whole number of at least 2, or None"),
+        ({"bucket_size": 0}, "bucket_size must be a whole number, 1 or more; got 0"),
+        ({"bucket_size": 6.5}, "bucket_size must be a whole number, 1 or more; got 6.5"),
+        ({"hashes": 0}, "hashes must be a whole number, 1 or more; got 0"),
+        ({"rotation_buckets": 1}, "rotation_buckets must be a whole number, 2 or more, or None"),
         ({"patch_size": 4}, "odd"),
         ({"scale": float("inf")}, "scale must be a positive number"),
         ({"kernel": "lsh"}, "no kernel is called 'lsh'. Valid here: auto, sorted, reference"),

@@ -51,13 +51,10 @@ class FullAttention(SpatialAttention):
     ) -> None:
         super().__init__(spec, heads=heads)
         check_score(self.name, score)
-        check_scale(self.name, scale)
-        check_key_options(self.name, patch_size, key_stride, keys)
         check_kernel_name(self.name, KERNELS, kernel)
         self.score: Score = score
-        self.scale = scale
-        self.patch_size = patch_size
-        self.key_stride = key_stride
+        self.scale = check_scale(self.name, scale)
+        self.patch_size, self.key_stride = check_key_options(self.name, patch_size, key_stride, keys)
         self.keys: KeyPlaces = keys
         self.kernel = kernel
 

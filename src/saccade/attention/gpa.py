@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAttention, check_queries
-from saccade.geometry import AttentionShape, Size, SlotSpec
+from saccade.geometry import AttentionShape, Size, SlotSpec, whole_number
 from saccade.ops.dispatch import Score, check_kernel_name
 from saccade.ops.gpa import KERNELS, gpa_attention, gpa_coverage, gpa_weights
 from saccade.ops.gpa.call import GpaOptions, Selection, check_options
 from saccade.ops.gpa.cells import grid_reasons, valid_cell_counts, valid_coarse
-from saccade.ops.patches import saved_for_vectors
+from saccade.ops.inputs import check_scale
+from saccade.ops.options import flag, positive, sides, whole
+from saccade.ops.patches import check_patch_size, saved_for_vectors
 
 #: Options in which the paper's text (Eq. 1, section 3) differs from the released layer, whose values are the defaults.
 PAPER: Mapping[str, object] = MappingProxyType({"score": "dot", "scale": 1.0})
@@ -77,18 +79,23 @@ class GridPartitionedAttention(SpatialAttention):
     ) -> None:
         super().__init__(spec, heads=heads)
         check_kernel_name(self.name, KERNELS, kernel)
-        self.coarse = coarse if isinstance(coarse, int) and coarse >= 1 else Size.of(coarse)
-        self.cells = cells if isinstance(cells, int) and cells >= 1 else Size.of(cells)
-        self.keys_per_cell = keys_per_cell
+        self.coarse = self._read_sides("coarse", coarse)
+        self.cells = self._read_sides("cells", cells)
+        self.keys_per_cell = whole(self.name, "keys_per_cell", keys_per_cell)
         self.score: Score = score
-        self.scale = scale
-        self.patch_size = patch_size
-        self.causal = causal
+        self.scale = check_scale(self.name, scale)
+        self.patch_size = check_patch_size(self.name, patch_size)
+        self.causal = flag(self.name, "causal", causal)
         self.selection: Selection = selection
-        self.temperature = temperature
-        self.candidates = candidates
+        self.temperature = positive(self.name, "temperature", temperature)
+        twice = "None for twice keys_per_cell"
+        self.candidates = None if candidates is None else whole(self.name, "candidates", candidates, other=twice)
         self.kernel = kernel
         check_options(self.name, GpaOptions(cells=(1, 1), coarse=(1, 1), **self._options()))
+
+    def _read_sides(self, option: str, value: int | Sequence[int]) -> int | Size:
+        size = sides(self.name, option, value)
+        return size if whole_number(value) is None else size.rows
 
     def _options(self) -> _Options:
         """What the op takes beside the sizes."""

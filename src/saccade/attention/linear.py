@@ -33,9 +33,8 @@ class LinearAttention(SpatialAttention):
         kernel: str = "auto",
     ) -> None:
         super().__init__(spec, heads=heads)
-        check_patch_size(self.name, patch_size)
         check_kernel_name(self.name, KERNELS, kernel)
-        self.patch_size = patch_size
+        self.patch_size = check_patch_size(self.name, patch_size)
         self.kernel = kernel
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:

@@ -43,13 +43,11 @@ class LocalAttention(SpatialAttention):
     ) -> None:
         super().__init__(spec, heads=heads)
         check_score(self.name, score)
-        check_scale(self.name, scale)
-        check_patch_size(self.name, patch_size)
         check_kernel_name(self.name, KERNELS, kernel)
         self.window = check_window(self.name, window)
         self.score: Score = score
-        self.scale = scale
-        self.patch_size = patch_size
+        self.scale = check_scale(self.name, scale)
+        self.patch_size = check_patch_size(self.name, patch_size)
         self.kernel = kernel
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:

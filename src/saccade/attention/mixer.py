@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.geometry import AttentionShape, SlotSpec
+from saccade.ops.options import whole
 
 
 class AttentionWeights(NamedTuple):
@@ -49,10 +50,8 @@ class SpatialAttention(nn.Module, ABC):
                 f"{self.name}: the first argument is the slot to fill, a SlotSpec or None; got {spec!r}. Options are "
                 "given by name, such as heads=2."
             )
-        if not isinstance(heads, int) or heads < 1:
-            raise ValueError(f"{self.name}: heads must be at least 1; got {heads!r}.")
         self.spec = spec
-        self.heads = heads
+        self.heads = whole(self.name, "heads", heads)
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """Bring values to the queries.
@@ -100,10 +99,7 @@ class SpatialAttention(nn.Module, ABC):
         Raises:
             ValueError: not a map, an empty one, or its channels do not split into the heads.
         """
-        if maps.dim() != 4:
-            raise ValueError(f"{self.name}: a map must be (B, channels, rows, cols); got shape {tuple(maps.shape)}.")
-        if maps.numel() == 0:
-            raise ValueError(f"{self.name}: a map is empty, shape {tuple(maps.shape)}; every axis must be at least 1.")
+        check_map(self.name, maps)
         channels = maps.shape[1]
         if channels % self.heads:
             raise ValueError(f"{self.name}: {self.head_reason(channels)}")
@@ -122,9 +118,22 @@ class SpatialAttention(nn.Module, ABC):
         return f"heads={self.heads}"
 
 
+def check_map(name: str, maps: Tensor) -> None:
+    """Raise ValueError unless a map is a tensor (B, channels, rows, cols) that is not empty."""
+    if not isinstance(maps, Tensor):
+        raise ValueError(f"{name}: a map must be a tensor (B, channels, rows, cols); got {type(maps).__name__}.")
+    if maps.dim() != 4:
+        raise ValueError(f"{name}: a map must be (B, channels, rows, cols); got shape {tuple(maps.shape)}.")
+    if maps.numel() == 0:
+        raise ValueError(f"{name}: a map is empty, shape {tuple(maps.shape)}; every axis must be at least 1.")
+
+
 def check_queries(name: str, q: Tensor, queries: Tensor) -> None:
     """Raise ValueError unless `queries` is (Q, 2) long, on the device of the query map, and lies inside it."""
+    check_map(name, q)
     rows, cols = q.shape[-2:]
+    if not isinstance(queries, Tensor):
+        raise ValueError(f"{name}: queries must be a (Q, 2) long tensor, rows and cols; got {type(queries).__name__}.")
     if queries.dim() != 2 or queries.shape[1] != 2 or queries.dtype != torch.long:
         raise ValueError(
             f"{name}: queries must be (Q, 2) long, rows and cols; got {queries.dtype} of shape {tuple(queries.shape)}."

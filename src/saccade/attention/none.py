@@ -7,6 +7,7 @@ from torch import Tensor
 
 from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAttention, check_queries
 from saccade.geometry import AttentionShape
+from saccade.ops.inputs import read_shape
 
 
 class NoAttention(SpatialAttention):
@@ -16,11 +17,13 @@ class NoAttention(SpatialAttention):
     attends = False
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
+        read_shape(self.name, q, k, v, key_mask)
         return v.new_zeros(*v.shape[:3], *q.shape[3:])
 
     def weights(self, q: Tensor, k: Tensor, queries: Tensor, key_mask: Tensor | None = None) -> AttentionWeights:
         """No keys: both tensors are (B, G, Q, 0)."""
         check_queries(self.name, q, queries)
+        read_shape(self.name, self.split_heads(q), self.split_heads(k), key_mask=key_mask)
         shape = (q.shape[0], self.heads, queries.shape[0], 0)
         return AttentionWeights(torch.zeros(shape, dtype=torch.long, device=q.device), q.new_zeros(shape))
 

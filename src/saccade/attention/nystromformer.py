@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAttention, check_queries
-from saccade.geometry import AttentionShape, Size, SlotSpec
+from saccade.geometry import AttentionShape, Size, SlotSpec, whole_number
 from saccade.ops.dispatch import Score, check_kernel_name, check_score
 from saccade.ops.inputs import check_scale
 from saccade.ops.nystromformer import KERNELS, check_landmarks, nystrom_attention, nystrom_weights
@@ -51,25 +51,23 @@ class NystromAttention(SpatialAttention):
         kernel: str = "auto",
     ) -> None:
         super().__init__(spec, heads=heads)
-        check_landmarks(landmarks, pinv_iterations)
         check_score(self.name, score)
-        check_scale(self.name, scale)
-        check_patch_size(self.name, patch_size)
         check_kernel_name(self.name, KERNELS, kernel)
-        if value_conv is not None and (not isinstance(value_conv, int) or value_conv < 1 or value_conv % 2 == 0):
+        side = whole_number(value_conv)
+        if value_conv is not None and (side is None or side < 1 or side % 2 == 0):
             raise ValueError(
                 f"nystromformer: value_conv must be an odd side of 1 or more, or None; got {value_conv!r}. "
                 f"Valid here: {nearest_odd(value_conv)}."
             )
-        self.landmarks = landmarks
-        self.pinv_iterations = pinv_iterations
+        self.landmarks, self.pinv_iterations = check_landmarks(landmarks, pinv_iterations)
         self.score: Score = score
-        self.scale = scale
-        self.patch_size = patch_size
+        self.scale = check_scale(self.name, scale)
+        self.patch_size = check_patch_size(self.name, patch_size)
         self.kernel = kernel
         self.value_conv: nn.Conv2d | None = None
-        if value_conv is not None:
-            self.value_conv = nn.Conv2d(heads, heads, value_conv, padding=value_conv // 2, groups=heads, bias=False)
+        if side is not None:
+            heads = self.heads
+            self.value_conv = nn.Conv2d(heads, heads, side, padding=side // 2, groups=heads, bias=False)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
         self._check_sizes(q, k)

@@ -57,20 +57,15 @@ class PerformerAttention(SpatialAttention):
         kernel: str = "auto",
     ) -> None:
         super().__init__(spec, heads=heads)
-        check_features(features)
         check_score(self.name, score, SCORES)
-        check_scale(self.name, scale)
-        check_patch_size(self.name, patch_size)
-        check_eps(eps, centre)
         check_kernel_name(self.name, KERNELS, kernel)
-        check_seed(self.name, seed)
-        self.features = features
+        self.features = check_features(features)
         self.score: Score = score
-        self.scale = scale
-        self.patch_size = patch_size
-        self.eps = eps
+        self.scale = check_scale(self.name, scale)
+        self.patch_size = check_patch_size(self.name, patch_size)
+        self.eps = check_eps(eps, centre)
         self.centre = centre
-        self.seed = seed
+        self.seed = check_seed(self.name, seed)
         self.kernel = kernel
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:

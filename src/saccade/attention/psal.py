@@ -10,7 +10,9 @@ from torch import Tensor
 from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAttention, check_queries
 from saccade.geometry import AttentionShape, SlotSpec
 from saccade.ops.dispatch import Score, check_kernel_name
-from saccade.ops.inputs import check_seed
+from saccade.ops.inputs import check_scale, check_seed
+from saccade.ops.options import positive, whole
+from saccade.ops.patches import check_patch_size
 from saccade.ops.psal import KERNELS, psal_attention, psal_weights
 from saccade.ops.psal.plan import check_options, distance_flops, size_reasons
 from saccade.ops.psal.read import Readout
@@ -75,21 +77,20 @@ class PatchBasedStochasticAttention(SpatialAttention):
     ) -> None:
         super().__init__(spec, heads=heads)
         self._options = _Options(
-            matches=matches,
-            patch_size=patch_size,
-            iterations=iterations,
+            matches=whole(self.name, "matches", matches),
+            patch_size=check_patch_size(self.name, patch_size),
+            iterations=whole(self.name, "iterations", iterations, 0),
             score=score,
-            scale=scale,
+            scale=check_scale(self.name, scale),
             readout=readout,
             border=border,
             search=search,
-            coarse_start=coarse_start,
-            fold_divisor=fold_divisor,
+            coarse_start=coarse_start and whole(self.name, "coarse_start", coarse_start, 2, "None"),
+            fold_divisor=fold_divisor and positive(self.name, "fold_divisor", fold_divisor, "None to average"),
         )
         check_options(**self._options)
         check_kernel_name(self.name, KERNELS, kernel)
-        check_seed(self.name, seed)
-        self.seed = seed
+        self.seed = check_seed(self.name, seed)
         self.kernel = kernel
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:

@@ -8,7 +8,8 @@ from torch import Tensor
 from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAttention, check_queries
 from saccade.geometry import AttentionShape, SlotSpec
 from saccade.ops.dispatch import check_kernel_name
-from saccade.ops.inputs import check_seed
+from saccade.ops.inputs import check_scale, check_seed
+from saccade.ops.options import flag
 from saccade.ops.reformer import (
     KERNELS,
     ROTATION_BUCKETS,
@@ -57,14 +58,14 @@ class ReformerAttention(SpatialAttention):
     ) -> None:
         super().__init__(spec, heads=heads)
         check_reformer_options(self.name, bucket_size, hashes, rotation_buckets, scale, patch_size)
-        check_seed(self.name, seed)
         check_kernel_name(self.name, KERNELS, kernel)
-        self.bucket_size, self.hashes = bucket_size, hashes
-        self.shared_qk, self.keys_only = shared_qk, keys_only
-        self.rotation_buckets = rotation_buckets
-        self.scale = scale
-        self.patch_size = patch_size
-        self.seed = seed
+        self.bucket_size, self.hashes = int(bucket_size), int(hashes)
+        self.shared_qk = flag(self.name, "shared_qk", shared_qk)
+        self.keys_only = flag(self.name, "keys_only", keys_only)
+        self.rotation_buckets = None if rotation_buckets is None else int(rotation_buckets)
+        self.scale = check_scale(self.name, scale)
+        self.patch_size = int(patch_size)
+        self.seed = check_seed(self.name, seed)
         self.kernel = kernel
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:

@@ -91,21 +91,38 @@ class SlotPolicy:
             raise ValueError(f"attention slots need distinct names; got more than one of: {', '.join(twice)}.")
         blocks: dict[str, AttentionBlock] = {}
         misfits: list[str] = []
+        cause: Exception | None = None
         for spec in specs:
             try:
                 block = self._build_one(spec)
-            except ValueError as error:
-                misfits.append(str(error) if spec.name in str(error) else f"slot {spec.name}: {error}")
+            except (ValueError, TypeError) as error:
+                misfits.append(self._misfit(spec, error))
+                cause = cause or error
                 continue
             reasons = block.mixer.reasons_against(block.shape())
             misfits += [f"{block.mixer.name}, slot {spec.name}: {reason}" for reason in reasons]
             blocks[spec.name] = block
         if misfits:
-            raise ValueError("\n".join(misfits))
+            raise ValueError("\n".join(misfits)) from cause
         return AttentionSlots(blocks)
 
+    def _misfit(self, spec: SlotSpec, error: Exception) -> str:
+        """What went wrong, behind "<backend>, slot <name>: "."""
+        message = str(error)
+        if f"slot {spec.name}:" in message:
+            return message
+        backend, colon, rest = message.partition(": ")
+        if colon and backend.isidentifier():
+            return f"{backend}, slot {spec.name}: {rest}"
+        make = self._maker(spec)
+        name = getattr(getattr(make, "func", make), "name", None)  # of a class, or of the class in a partial
+        return f"{name}, slot {spec.name}: {message}" if isinstance(name, str) else f"slot {spec.name}: {message}"
+
+    def _maker(self, spec: SlotSpec) -> MixerFactory:
+        return self.exact if spec.q_size.area <= self.exact_area else self.mixer
+
     def _build_one(self, spec: SlotSpec) -> AttentionBlock:
-        make = self.exact if spec.q_size.area <= self.exact_area else self.mixer
+        make = self._maker(spec)
         device = torch.get_default_device()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             mixer = make(spec)

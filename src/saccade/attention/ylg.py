@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAttention, check_queries
-from saccade.geometry import AttentionShape, Size, SlotSpec
+from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAttention, check_map, check_queries
+from saccade.geometry import AttentionShape, Size, SlotSpec, whole_number
 from saccade.ops.dispatch import Score, check_kernel_name, check_score
 from saccade.ops.inputs import check_scale
 from saccade.ops.patches import check_patch_size
@@ -69,17 +69,15 @@ class YourLocalAttention(SpatialAttention):
     ) -> None:
         super().__init__(spec, heads=heads)
         check_score(self.name, score)
-        check_scale(self.name, scale)
-        check_patch_size(self.name, patch_size)
         check_order(order)
         check_mapping(mapping)
         check_kernel_name(self.name, KERNELS, kernel)
         self.patterns = self._read_patterns(patterns)
         self.mapping: QueryMapping = mapping
         self.order: Order = order
-        self.scale = scale
+        self.scale = check_scale(self.name, scale)
         self.score: Score = score
-        self.patch_size = patch_size
+        self.patch_size = check_patch_size(self.name, patch_size)
         self.head_channels = self._read_shares("head_channels", head_channels)
         self.head_values = self.head_channels if head_values is None else self._read_shares("head_values", head_values)
         self.kernel = kernel
@@ -209,12 +207,14 @@ class YourLocalAttention(SpatialAttention):
     def _read_shares(self, option: str, shares: Sequence[int] | None) -> tuple[int, ...] | None:
         if shares is None:
             return None
-        if len(shares) != self.heads or not all(isinstance(share, int) and share >= 1 for share in shares):
+        given = list(shares) if isinstance(shares, Iterable) else []
+        read = [share for share in map(whole_number, given) if share is not None and share >= 1]
+        if len(given) != self.heads or len(read) != self.heads:
             raise ValueError(
-                f"ylg: {option} must hold {self.heads} positive whole numbers, one a head; got {list(shares)}. Valid "
+                f"ylg: {option} must hold {self.heads} positive whole numbers, one a head; got {shares!r}. Valid "
                 f"here: {[1] * self.heads}."
             )
-        return tuple(shares)
+        return tuple(read)
 
     def _shares(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
         """The shares of the heads in the channels of q, k and v."""
@@ -224,8 +224,7 @@ class YourLocalAttention(SpatialAttention):
 
     def _split_widths(self, maps: Tensor, shares: Sequence[int]) -> list[Tensor]:
         """(B, channels, Y, X) -> for each head (B, its channels, Y, X)."""
-        if maps.dim() != 4:
-            raise ValueError(f"{self.name}: a map must be (B, channels, rows, cols); got shape {tuple(maps.shape)}.")
+        check_map(self.name, maps)
         reason = _share_reason(maps.shape[1], shares)
         if reason:
             raise ValueError(f"{self.name}: {reason}")

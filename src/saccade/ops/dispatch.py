@@ -76,7 +76,9 @@ def double_backward_asked() -> bool:
     return _double_backward.get()
 
 
-def choose(op: str, kernels: Sequence[Kernel], request: Request, kernel: str = "auto") -> Kernel:
+def choose(
+    op: str, kernels: Sequence[Kernel], request: Request, kernel: str = "auto", *, who: str | None = None
+) -> Kernel:
     """Pick the kernel that runs `op`: the named one, or for "auto" the first that has no reason against it.
 
     Args:
@@ -84,12 +86,14 @@ def choose(op: str, kernels: Sequence[Kernel], request: Request, kernel: str = "
         kernels: in order of preference.
         request: the call to serve.
         kernel: "auto" or the name of one of `kernels`.
+        who: the name in messages; None is `op`.
 
     Raises:
         ValueError: no kernel has that name.
         RuntimeError: the named kernel, or with "auto" every kernel, cannot serve the request.
     """
-    check_kernel_name(op, kernels, kernel)
+    who = op if who is None else who
+    check_kernel_name(who, kernels, kernel)
     skipped: dict[str, list[str]] = {}
     for candidate in kernels:
         if kernel not in ("auto", candidate.name):
@@ -102,7 +106,7 @@ def choose(op: str, kernels: Sequence[Kernel], request: Request, kernel: str = "
     listed = " | ".join(f"{name}: {'; '.join(reasons)}" for name, reasons in skipped.items())
     others = [k.name for k in kernels if k.name not in skipped and not _reasons(k, request)]
     advice = f' Use kernel="auto", or one of: {", ".join(others)}.' if others else ""
-    raise RuntimeError(f"{op}: kernel={kernel!r} cannot run here. {listed}.{advice}")
+    raise RuntimeError(f"{who}: kernel={kernel!r} cannot run here. {listed}.{advice}")
 
 
 def check_kernel_name(op: str, kernels: Sequence[Kernel], kernel: str) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from saccade.geometry import AttentionShape, Size
 from saccade.ops.dispatch import Request, Score
+from saccade.ops.options import positive, whole
 
 # exp(x) is exp2(LOG2_E * x).
 LOG2_E = 1 / math.log(2)
@@ -52,9 +53,13 @@ def read_shape(
     """
     maps = {"q": q, "k": k} if v is None else {"q": q, "k": k, "v": v}
     for name, tensor in maps.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{op}: {name} must be a tensor; got {type(tensor).__name__}.")
         if tensor.dim() != 5:
             raise ValueError(f"{op}: {name} must be (B, G, channels, rows, cols); got shape {tuple(tensor.shape)}.")
-        if tensor.dtype != q.dtype or tensor.device != q.device or not tensor.is_floating_point():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{op}: q, k and v must be floating; {name} is {tensor.dtype}.")
+        if tensor.dtype != q.dtype or tensor.device != q.device:
             raise ValueError(
                 f"{op}: q, k and v must share one floating dtype and one device; q is {q.dtype} on {q.device}, "
                 f"{name} is {tensor.dtype} on {tensor.device}."
@@ -64,6 +69,10 @@ def read_shape(
     if v is not None and (v.shape[:2] != k.shape[:2] or v.shape[3:] != k.shape[3:]):
         raise ValueError(f"{op}: v {tuple(v.shape)} must agree with k {tuple(k.shape)} in batch, heads, rows and cols.")
     batch, heads, channels, rows, cols = k.shape
+    if key_mask is not None and not isinstance(key_mask, Tensor):
+        raise ValueError(
+            f"{op}: key_mask must be a bool tensor of shape {(batch, 1, rows, cols)}; got {type(key_mask).__name__}."
+        )
     if key_mask is not None and (key_mask.dtype != torch.bool or key_mask.shape != (batch, 1, rows, cols)):
         raise ValueError(
             f"{op}: key_mask must be a bool tensor of shape {(batch, 1, rows, cols)}; got {key_mask.dtype} of shape "
@@ -122,10 +131,9 @@ def default_scale(scale: float | None, channels: int, score: Score = "dot") -> f
     return 1.0 if score in ("cosine", "unit_key") else float(channels**-0.5)
 
 
-def check_scale(op: str, scale: float | None) -> None:
-    """Raise ValueError unless the factor on the score is None or a finite number above 0."""
-    if scale is not None and not 0 < scale < float("inf"):
-        raise ValueError(f"{op}: scale must be a positive number, or None for the default; got {scale!r}.")
+def check_scale(op: str, scale: float | None) -> float | None:
+    """The factor on the score, which must be None or a finite number above 0."""
+    return None if scale is None else positive(op, "scale", scale, "None for the default")
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
@@ -150,10 +158,14 @@ def exact_products() -> Any:
     )
 
 
-def check_seed(op: str, seed: int | None) -> None:
-    """Raise ValueError unless the seed is None or a whole number that a generator takes."""
-    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**63):
-        raise ValueError(f"{op}: seed must be an integer from 0 on, or None for new draws; got {seed!r}.")
+def check_seed(op: str, seed: int | None) -> int | None:
+    """The seed, which must be None or a whole number that a generator takes."""
+    if seed is None:
+        return None
+    number = whole(op, "seed", seed, 0, "None for new draws")
+    if number >= 2**63:
+        raise ValueError(f"{op}: seed must be below 2**63; got {seed!r}.")
+    return number
 
 
 def draw_seed(generator: torch.Generator | None) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
+from saccade.geometry import whole_number
 from saccade.ops.dispatch import Score
 from saccade.ops.inputs import at_least_float32
 
@@ -16,19 +17,22 @@ from saccade.ops.inputs import at_least_float32
 SHORTEST = 1e-4
 
 
-def check_patch_size(op: str, patch_size: int) -> None:
-    """Raise ValueError unless a patch has a centre: an odd side of at least 1."""
-    if not isinstance(patch_size, int) or patch_size < 1 or patch_size % 2 == 0:
+def check_patch_size(op: str, patch_size: int) -> int:
+    """The side of a patch, which must have a centre: an odd whole number of at least 1."""
+    side = whole_number(patch_size)
+    if side is None or side < 1 or side % 2 == 0:
         raise ValueError(
             f"{op}: patch_size must be an odd number of pixels, 1 or more; got {patch_size!r}. "
             f"Valid here: {nearest_odd(patch_size)}."
         )
+    return side
 
 
 def nearest_odd(value: object) -> str:
     """The odd sizes around a wrong one, for messages."""
-    if isinstance(value, int) and value > 1:
-        return f"{value - 1} or {value + 1}"
+    side = whole_number(value)
+    if side is not None and side > 1:
+        return f"{side - 1} or {side + 1}"
     return "1, 3, 5, 7"
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saccade.geometry import Size
+from saccade.ops.options import whole
 from saccade.ops.patches import check_patch_size
 
 KeyPlaces = Literal["all", "inside"]
@@ -42,13 +43,12 @@ class KeyGrid:
         return (rows[:, None] * self.kv_size.cols + cols).flatten()
 
 
-def check_key_options(op: str, patch_size: int, key_stride: int, keys: str) -> None:
-    """Raise ValueError unless the options that choose keys are valid whatever the map."""
-    check_patch_size(op, patch_size)
-    if not isinstance(key_stride, int) or key_stride < 1:
-        raise ValueError(f"{op}: key_stride must be a whole number of pixels, 1 or more; got {key_stride!r}.")
+def check_key_options(op: str, patch_size: int, key_stride: int, keys: str) -> tuple[int, int]:
+    """The patch size and the stride, which with `keys` must be valid whatever the map."""
+    patch_size, key_stride = check_patch_size(op, patch_size), whole(op, "key_stride", key_stride)
     if keys not in KEY_PLACES:
         raise ValueError(f"{op}: no choice of keys is called {keys!r}. Valid here: {', '.join(KEY_PLACES)}.")
+    return patch_size, key_stride
 
 
 def key_reasons(kv_size: Size, patch_size: int, keys: str) -> list[str]:
@@ -68,7 +68,7 @@ def key_grid(op: str, kv_size: Size, patch_size: int = 1, key_stride: int = 1, k
     Raises:
         ValueError: an option is wrong, or the map holds no such key.
     """
-    check_key_options(op, patch_size, key_stride, keys)
+    patch_size, key_stride = check_key_options(op, patch_size, key_stride, keys)
     reasons = key_reasons(kv_size, patch_size, keys)
     if reasons:
         raise ValueError(f"{op}: {' '.join(reasons)}")

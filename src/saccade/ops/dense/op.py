@@ -31,6 +31,7 @@ from saccade.ops.inputs import (
     no_autocast,
     read_shape,
 )
+from saccade.ops.options import flag
 from saccade.ops.patches import SHORTEST, as_vectors, patch_length
 
 # Ours: where SDPA would hold the score matrix, it may do so up to this size (64x64 maps in float32, 8 of them).
@@ -110,9 +111,9 @@ def dense_attention(
         ValueError: the maps do not fit together, or an option is wrong.
         RuntimeError: the named kernel cannot serve this call.
     """
-    shape = read_shape("dense", q, k, v, key_mask)
+    shape = read_shape("full", q, k, v, key_mask)
     _check_options(shape, score, scale, patch_size, causal)
-    grid = key_grid("dense", shape.kv_size, patch_size, key_stride, keys)
+    grid = key_grid("full", shape.kv_size, patch_size, key_stride, keys)
     width = shape.qk_channels * patch_size**2
     call = DenseCall(
         q=q,
@@ -126,7 +127,7 @@ def dense_attention(
         causal=causal,
     )
     request = make_request(replace(shape, qk_channels=width, kv_size=grid.size), score, key_mask, q, k, v)
-    out = choose("dense", _kernels(call), request, kernel).run(call)
+    out = choose("dense", _kernels(call), request, kernel, who="full").run(call)
     return torch.unflatten(out, 3, shape.q_size)
 
 
@@ -151,9 +152,9 @@ def dense_weights(
     Returns:
         Flat key pixels (B, G, Q, keys) and their weights, of the same shape.
     """
-    shape = read_shape("dense", q, k, key_mask=key_mask)
+    shape = read_shape("full", q, k, key_mask=key_mask)
     _check_options(shape, score, scale, patch_size, causal)
-    grid = key_grid("dense", shape.kv_size, patch_size, key_stride, keys)
+    grid = key_grid("full", shape.kv_size, patch_size, key_stride, keys)
     pixels = grid.pixels(q.device)
     with no_autocast(q.device), exact_products():
         logits = _point_scores(q, k, queries, grid, patch_size, score)
@@ -200,16 +201,17 @@ def dense_logits(q: Tensor, k: Tensor, score: Score, scale: float) -> Tensor:
 
 
 def _check_options(shape: AttentionShape, score: str, scale: float | None, patch_size: int, causal: bool) -> None:
-    check_score("dense", score)
-    check_scale("dense", scale)
+    check_score("full", score)
+    check_scale("full", scale)
+    flag("full", "causal", causal)
     if causal and shape.q_size != shape.kv_size:
         raise ValueError(
-            f"dense: causal attention needs maps of one size; the query map is {shape.q_size}, the key map "
+            f"full: causal attention needs maps of one size; the query map is {shape.q_size}, the key map "
             f"{shape.kv_size}."
         )
     if causal and patch_size != 1:
         raise ValueError(
-            f"dense: causal attention needs patch_size=1, for a patch reaches past its centre; got {patch_size}."
+            f"full: causal attention needs patch_size=1, for a patch reaches past its centre; got {patch_size}."
         )
 
 

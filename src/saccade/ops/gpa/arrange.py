@@ -6,14 +6,14 @@ block, so that a cell is a run of rows, pooling goes along the cols, and a block
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import gcd, prod
 
 import torch
 from torch import Tensor
 
-from saccade.geometry import AttentionShape, Size
+from saccade.geometry import AttentionShape, Size, whole_number
 from saccade.ops.gpa.cells import Grid, Order, make_grid
 from saccade.ops.inputs import read_shape
 
@@ -95,11 +95,7 @@ def arrange(
         ValueError: the sizes have another number of axes than the maps, or do not divide; with the nearest that do.
     """
     axes = len(q_size)
-    for name, value in (("coarse", coarse), ("cells", cells)):
-        if len(value) != axes or any(not isinstance(side, int) or side < 1 for side in value):
-            raise ValueError(
-                f"{op}: {name} must be {axes} positive integers, one for each axis of the maps; got {tuple(value)!r}."
-            )
+    coarse, cells = _counts(op, "coarse", coarse, axes), _counts(op, "cells", cells, axes)
     if axes == 2:
         grid = make_grid(op, Size(*q_size), Size(*kv_size), Size(*coarse), Size(*cells), keys_per_cell)
         factor = tuple(grid.factor)
@@ -107,7 +103,7 @@ def arrange(
         factor = _factors(op, q_size, kv_size, coarse, cells)
         block, count = prod(factor), prod(kv_size) // prod(factor)
         if keys_per_cell < 1:
-            raise ValueError(f"{op}: keys_per_cell must be at least 1; got {keys_per_cell}.")
+            raise ValueError(f"{op}: keys_per_cell must be a whole number, 1 or more; got {keys_per_cell}.")
         grid = Grid(
             q_size=Size(prod(coarse), block),
             kv_size=Size(count, block),
@@ -129,6 +125,18 @@ def arrange(
     )
 
 
+def _counts(op: str, option: str, value: Sequence[int], axes: int) -> tuple[int, ...]:
+    """One whole number for each axis of the maps."""
+    given = list(value) if isinstance(value, Iterable) else []
+    counts = [number for number in map(whole_number, given) if number is not None and number >= 1]
+    if len(given) != axes or len(counts) != axes:
+        raise ValueError(
+            f"{op}: {option} must be {axes} positive integers, one for each axis of the maps, which are "
+            f"(B, heads, channels, *axes); got {value!r}."
+        )
+    return tuple(counts)
+
+
 def read_maps(
     op: str, q: Tensor, k: Tensor, v: Tensor | None = None, key_mask: Tensor | None = None
 ) -> tuple[AttentionShape, tuple[int, ...], tuple[int, ...]]:
@@ -137,17 +145,26 @@ def read_maps(
     Raises:
         ValueError: as `read_shape`, or the maps have different numbers of axes.
     """
-    axes = q.dim() - 3
+    axes = q.dim() - 3 if isinstance(q, Tensor) else 2
     if axes == 2 or axes not in AXES:
         shape = read_shape(op, q, k, v, key_mask)
         return shape, tuple(shape.q_size), tuple(shape.kv_size)
     others = {"k": k} if v is None else {"k": k, "v": v}
     for name, tensor in others.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{op}: {name} must be a tensor; got {type(tensor).__name__}.")
         if tensor.dim() != q.dim() or tensor.shape[3:] != k.shape[3:]:
             raise ValueError(
                 f"{op}: {name} {tuple(tensor.shape)} must have {axes} spatial axes, as q {tuple(q.shape)} has, of one "
-                f"size for k and v."
+                "size for k and v. Maps are (B, heads, channels, *axes)."
             )
+        if tensor.shape[:2] != q.shape[:2]:
+            raise ValueError(
+                f"{op}: q {tuple(q.shape)} and {name} {tuple(tensor.shape)} must agree in batch and heads. Maps are "
+                "(B, heads, channels, *axes)."
+            )
+    if key_mask is not None and not isinstance(key_mask, Tensor):
+        raise ValueError(f"{op}: key_mask must be a bool tensor; got {type(key_mask).__name__}.")
     if key_mask is not None and key_mask.shape != (k.shape[0], 1, *k.shape[3:]):
         raise ValueError(
             f"{op}: key_mask must be of shape {(k.shape[0], 1, *k.shape[3:])}; got {tuple(key_mask.shape)}."

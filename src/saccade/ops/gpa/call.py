@@ -16,6 +16,7 @@ from saccade.ops.gpa.cells import Blocks
 from saccade.ops.gpa.keys import select_keys
 from saccade.ops.gpa.soft import select_soft
 from saccade.ops.inputs import check_scale, default_scale, no_autocast
+from saccade.ops.options import flag, positive, whole
 from saccade.ops.patches import as_vectors, check_patch_size
 
 Selection = Literal["hard", "soft"]
@@ -87,13 +88,13 @@ def check_options(op: str, options: GpaOptions) -> None:
     check_score(op, options.score)
     check_scale(op, options.scale)
     check_patch_size(op, options.patch_size)
-    if not isinstance(options.keys_per_cell, int) or options.keys_per_cell < 1:
-        raise ValueError(f"{op}: keys_per_cell must be at least 1; got {options.keys_per_cell!r}.")
+    whole(op, "keys_per_cell", options.keys_per_cell)
+    flag(op, "causal", options.causal)
     if options.selection not in SELECTIONS:
         raise ValueError(f"{op}: no selection is called {options.selection!r}. Valid here: {', '.join(SELECTIONS)}.")
-    if not 0 < options.temperature < float("inf"):
-        raise ValueError(f"{op}: temperature must be a positive number; got {options.temperature!r}.")
-    if options.candidates is not None and options.candidates < options.keys_per_cell:
+    positive(op, "temperature", options.temperature)
+    twice = "None for twice keys_per_cell"
+    if options.candidates is not None and whole(op, "candidates", options.candidates, 1, twice) < options.keys_per_cell:
         raise ValueError(
             f"{op}: candidates must be at least keys_per_cell={options.keys_per_cell}, or None for twice as many; "
             f"got {options.candidates}."

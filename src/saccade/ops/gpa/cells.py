@@ -68,7 +68,7 @@ class Blocks(NamedTuple):
 def grid_reasons(q_size: Size, kv_size: Size, coarse: Size, cells: Size, keys_per_cell: int) -> list[str]:
     """Why these maps cannot be partitioned this way, each with the nearest valid choices; empty when they can."""
     if keys_per_cell < 1:
-        return [f"keys_per_cell must be at least 1; got {keys_per_cell}."]
+        return [f"keys_per_cell must be a whole number, 1 or more; got {keys_per_cell}."]
     factor = q_size.rows // coarse.rows
     if factor < 1 or q_size != (coarse.rows * factor, coarse.cols * factor):
         return [

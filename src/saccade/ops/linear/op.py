@@ -46,7 +46,7 @@ def linear_attention(
         ValueError: the maps do not fit together, an even patch size, or an unknown kernel.
     """
     shape = read_shape("linear", q, k, v, key_mask)
-    check_patch_size("linear", patch_size)
+    patch_size = check_patch_size("linear", patch_size)
     chosen = choose("linear", KERNELS, make_request(shape, "dot", key_mask, q, k, v), kernel)
     with no_autocast(q.device):
         return chosen.run(q, k, v, patch_size, key_mask)
@@ -69,7 +69,7 @@ def linear_weights(
         Flat key pixels and weights, both (B, G, Q, Yk * Xk). They sum to 1 but for the 1e-6 in the denominator.
     """
     shape = read_shape("linear", q, k, key_mask=key_mask)
-    check_patch_size("linear", patch_size)
+    patch_size = check_patch_size("linear", patch_size)
     count, maps = queries.shape[0], shape.batch * shape.heads
     with no_autocast(q.device), exact_products():
         span = torch.arange(patch_size, device=q.device)

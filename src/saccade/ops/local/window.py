@@ -12,6 +12,7 @@ from torch import Tensor
 from saccade.geometry import Size
 from saccade.ops.dispatch import Score
 from saccade.ops.inputs import at_least_float32
+from saccade.ops.options import sides
 from saccade.ops.patches import as_vectors, patch_length
 
 
@@ -31,13 +32,7 @@ def check_window(op: str, window: int | Sequence[int]) -> Size:
     Raises:
         ValueError: neither a positive integer nor two.
     """
-    try:
-        return Size.of(window)
-    except (ValueError, TypeError):
-        raise ValueError(
-            f"{op}: window must be its side in key pixels, 1 or more, or (rows, cols) of such; got {window!r}. "
-            "Valid here: 7, 50, (16, 32)."
-        ) from None
+    return sides(op, "window", window, " Valid here: 7, 50, (16, 32).")
 
 
 def centres(queries: int, keys: int, device: torch.device | str | None = None) -> Tensor:

@@ -20,6 +20,7 @@ from saccade.ops.dispatch import Kernel, Request, Score, check_score, choose
 from saccade.ops.inputs import at_least_float32, check_scale, default_scale, make_request, no_autocast, read_shape
 from saccade.ops.nystromformer.chunked import Approximation, Nystrom, chunked
 from saccade.ops.nystromformer.parts import Segments, pseudo_inverse
+from saccade.ops.options import whole
 from saccade.ops.patches import as_vectors, check_patch_size
 
 
@@ -98,20 +99,19 @@ def nystrom_weights(
     return torch.arange(weights.shape[3], device=q.device).expand(weights.shape), weights
 
 
-def check_landmarks(landmarks: int, pinv_iterations: int) -> None:
-    """Raise ValueError unless there is at least one landmark and one step of the iteration."""
-    for name, value in {"landmarks": landmarks, "pinv_iterations": pinv_iterations}.items():
-        if not isinstance(value, int) or value < 1:
-            raise ValueError(f"nystromformer: {name} must be an integer, 1 or more; got {value!r}.")
+def check_landmarks(landmarks: int, pinv_iterations: int) -> tuple[int, int]:
+    """The numbers of landmarks and of steps of the iteration, at least one each."""
+    op = "nystromformer"
+    return whole(op, "landmarks", landmarks), whole(op, "pinv_iterations", pinv_iterations)
 
 
 def _read_options(
     shape: AttentionShape, landmarks: int, iterations: int, score: Score, scale: float | None, patch_size: int
 ) -> Approximation:
-    check_landmarks(landmarks, iterations)
+    landmarks, iterations = check_landmarks(landmarks, iterations)
     check_score("nystromformer", score)
     check_scale("nystromformer", scale)
-    check_patch_size("nystromformer", patch_size)
+    patch_size = check_patch_size("nystromformer", patch_size)
     scale = default_scale(scale, shape.qk_channels * patch_size**2, score)
     return Approximation(landmarks, iterations, score, scale, patch_size)
 

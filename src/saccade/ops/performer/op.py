@@ -27,6 +27,7 @@ from saccade.ops.inputs import (
     no_autocast,
     read_shape,
 )
+from saccade.ops.options import flag, not_negative, whole
 from saccade.ops.patches import as_vectors, check_patch_size
 from saccade.ops.performer.chunked import Estimate, chunked, feature_maps, key_sums, query_features
 from saccade.ops.performer.features import default_features, kept_projection, performer_projection
@@ -126,20 +127,17 @@ def performer_weights(
     return torch.arange(weights.shape[3], device=q.device).expand(weights.shape), weights
 
 
-def check_features(features: int | None) -> None:
-    """Raise ValueError unless the number of features is None or at least 1."""
-    if features is not None and (not isinstance(features, int) or features < 1):
-        raise ValueError(f"performer: features must be 1 or more, or None for d ln d; got {features!r}.")
+def check_features(features: int | None) -> int | None:
+    """The number of features, which must be None or at least 1."""
+    return None if features is None else whole("performer", "features", features, other="None for d ln d")
 
 
-def check_eps(eps: float, centre: bool) -> None:
-    """Raise ValueError unless the constant beside the features is finite and not negative, and 0 about the means."""
-    if not 0 <= eps < float("inf"):
-        raise ValueError(
-            f"performer: eps must be a number, 0 or more; got {eps!r}. Released layers: 1e-4; unbiased: 0."
-        )
-    if eps and centre:
+def check_eps(eps: float, centre: bool) -> float:
+    """The constant beside the features, which must be finite and not negative, and 0 about the means."""
+    constant = not_negative("performer", "eps", eps)
+    if flag("performer", "centre", centre) and constant:
         raise ValueError(f"performer: centre=True needs eps=0; got eps={eps!r}.")
+    return constant
 
 
 def _read_options(

@@ -9,6 +9,7 @@ from torch import Tensor
 from saccade.geometry import Size
 from saccade.ops.dispatch import Score, check_score
 from saccade.ops.inputs import check_scale, default_scale
+from saccade.ops.options import positive, whole
 from saccade.ops.patches import check_patch_size, nearest_odd
 from saccade.ops.psal.compiled import LAST_WINDOWS
 from saccade.ops.psal.read import READOUTS, Readout, ReadPlan
@@ -41,9 +42,8 @@ def check_options(
     check_score("psal", score)
     check_scale("psal", scale)
     check_patch_size("psal", patch_size)
-    for name, number, lowest in (("matches", matches, 1), ("iterations", iterations, 0)):
-        if not isinstance(number, int) or number < lowest:
-            raise ValueError(f"psal: {name} must be a whole number, {lowest} or more; got {number!r}.")
+    whole("psal", "matches", matches)
+    whole("psal", "iterations", iterations, 0)
     words: tuple[tuple[str, str, tuple[str, ...]], ...] = (
         ("readout", readout, READOUTS),
         ("border", border, BORDERS),
@@ -53,15 +53,13 @@ def check_options(
         if word not in valid:
             raise ValueError(f"psal: no {what} is called {word!r}. Valid here: {', '.join(valid)}.")
     if coarse_start is not None:
-        if not isinstance(coarse_start, int) or coarse_start < 2:
-            raise ValueError(f"psal: coarse_start must be a pooling factor, 2 or more, or None; got {coarse_start!r}.")
+        whole("psal", "coarse_start", coarse_start, 2, "None")
         if search == "exact":
             raise ValueError("psal: search='exact' looks at every key and starts nowhere; leave coarse_start None.")
     if fold_divisor is not None:
         if readout != "fold":
             raise ValueError(f"psal: fold_divisor belongs to readout='fold'; got readout={readout!r}.")
-        if not 0 < fold_divisor < float("inf"):
-            raise ValueError(f"psal: fold_divisor must be a positive number, or None to average; got {fold_divisor!r}.")
+        positive("psal", "fold_divisor", fold_divisor, "None to average")
 
 
 def size_reasons(q_size: Size, kv_size: Size, plan: SearchPlan) -> list[str]:
@@ -98,7 +96,8 @@ def make_plan(
     """The checked plan of a search between (B, G, D, Y, X) maps."""
     check_options(matches, patch_size, iterations, score, None, "centre", border, search, coarse_start, None)
     heads = q.shape[1] if q.dim() == 5 else 1
-    plan = SearchPlan(matches, patch_size, iterations, score, border, search, coarse_start, heads)
+    factor = None if coarse_start is None else int(coarse_start)
+    plan = SearchPlan(int(matches), int(patch_size), int(iterations), score, border, search, factor, heads)
     if q.dim() == 5 and k.dim() == 5:
         reasons = size_reasons(Size(*q.shape[3:]), Size(*k.shape[3:]), plan)
         if reasons:
@@ -118,7 +117,8 @@ def make_read_plan(
     """The checked plan of a read-out; `maps` (B, G, D, Y, X) are the queries, for the default scale."""
     check_options(1, patch_size, 0, score, scale, readout, border, "jump", None, fold_divisor)
     channels = maps.shape[2] if maps.dim() == 5 else 1
-    return ReadPlan(readout, patch_size, default_scale(scale, channels * patch_size**2, score), border, fold_divisor)
+    divisor = None if fold_divisor is None else float(fold_divisor)
+    return ReadPlan(readout, int(patch_size), default_scale(scale, channels * patch_size**2, score), border, divisor)
 
 
 def check_keys(k: Tensor, key_mask: Tensor | None, plan: SearchPlan) -> Tensor | None:

@@ -32,6 +32,7 @@ from saccade.ops.inputs import (
     no_autocast,
     read_shape,
 )
+from saccade.ops.options import flag, whole
 from saccade.ops.patches import check_patch_size, patch_length, patchify
 from saccade.ops.reformer.buckets import Chunking, sorted_tokens, with_chunk_before
 from saccade.ops.reformer.sorted import Reach, attend_sorted, column_terms, make_tokens
@@ -86,7 +87,7 @@ def reformer_attention(
     """
     shape = read_shape("reformer", q, k, v, key_mask)
     check_reformer_options("reformer", bucket_size, hashes, rotation_buckets, scale, patch_size)
-    _check_sizes(shape, shared_qk)
+    _check_sizes(shape, shared_qk, keys_only)
     chosen = choose("reformer", KERNELS, make_request(shape, "unit_key", key_mask, q, k, v), kernel)
     reach = _reach(q, k, bucket_size, hashes, shared_qk, keys_only, rotation_buckets, scale, patch_size)
     alive = _flat_mask(key_mask, q.shape[1])
@@ -119,7 +120,7 @@ def reformer_weights(
     """
     shape = read_shape("reformer", q, k, key_mask=key_mask)
     check_reformer_options("reformer", bucket_size, hashes, rotation_buckets, scale, patch_size)
-    _check_sizes(shape, shared_qk)
+    _check_sizes(shape, shared_qk, keys_only)
     reach = _reach(q, k, bucket_size, hashes, shared_qk, keys_only, rotation_buckets, scale, patch_size)
     alive, tokens = _flat_mask(key_mask, q.shape[1]), reach.tokens
     order = _order(q, k, reach, alive, generator)
@@ -144,16 +145,10 @@ def check_reformer_options(
     op: str, bucket_size: int, hashes: int, rotation_buckets: int | None, scale: float | None, patch_size: int
 ) -> None:
     """Raise ValueError unless every option is in its range."""
-    if not isinstance(bucket_size, int) or bucket_size < 1:
-        raise ValueError(
-            f"{op}: bucket_size must be a whole number of at least 1; got {bucket_size!r}. The paper's is 64."
-        )
-    if not isinstance(hashes, int) or hashes < 1:
-        raise ValueError(f"{op}: hashes must be a whole number of at least 1; got {hashes!r}. The paper's are 1 to 8.")
-    if rotation_buckets is not None and (not isinstance(rotation_buckets, int) or rotation_buckets < 2):
-        raise ValueError(
-            f"{op}: rotation_buckets must be a whole number of at least 2, or None; got {rotation_buckets!r}."
-        )
+    whole(op, "bucket_size", bucket_size)
+    whole(op, "hashes", hashes)
+    if rotation_buckets is not None:
+        whole(op, "rotation_buckets", rotation_buckets, 2, "None")
     check_scale(op, scale)
     check_patch_size(op, patch_size)
 
@@ -168,7 +163,9 @@ def size_reasons(shape: AttentionShape, shared_qk: bool) -> list[str]:
     return []
 
 
-def _check_sizes(shape: AttentionShape, shared_qk: bool) -> None:
+def _check_sizes(shape: AttentionShape, shared_qk: bool, keys_only: bool) -> None:
+    flag("reformer", "shared_qk", shared_qk)
+    flag("reformer", "keys_only", keys_only)
     for reason in size_reasons(shape, shared_qk):
         raise ValueError(f"reformer: {reason}")
 

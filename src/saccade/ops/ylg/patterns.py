@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal, get_args
@@ -226,6 +226,11 @@ def read_patterns(entries: str | Sequence[PatternLike]) -> tuple[Pattern, ...]:
         if entries not in HEADS:
             raise ValueError(f"ylg: no list of heads is called {entries!r}. Valid here: {', '.join(HEADS)}.")
         entries = HEADS[entries]
+    if not isinstance(entries, Iterable):
+        raise ValueError(
+            f"ylg: patterns must be a list with an entry for each head, or the name of one; got {entries!r}. Valid "
+            f"here: {', '.join(HEADS)}, or a list of names, Patterns or functions."
+        )
     patterns = tuple(read_pattern(entry) for entry in entries)
     if not patterns:
         raise ValueError(f"ylg: patterns must name at least one head. Valid here: {', '.join(PATTERNS)}.")
