@@ -75,7 +75,7 @@ def patch_lines(side: int, patch: int, scale: float | None, *, window: int, land
 
 # The largest side at which a line is run on a CPU without --heavy, forward and with backward: seconds, not minutes.
 LAYER_LIMITS = {
-    "full": (128, 128),
+    "full": (128, 64),
     "gpa": (256, 256),
     "local": (256, 128),
     "performer": (256, 128),
