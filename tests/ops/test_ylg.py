@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -285,38 +284,3 @@ def test_nothing_of_all_pairs_is_held():
     with torch.no_grad():
         assert cpu_peak_bytes(lambda: ylg_attention(*maps)) < 0.7 * pairs_of_a_head
     assert cpu_peak_bytes(step) < 0.9 * pairs_of_a_head  # eight dense heads would hold 8 and more of these
-
-
-def cpu_milliseconds(call, repeats: int) -> float:
-    times = []
-    for _ in range(repeats):
-        start = time.process_time()
-        call()
-        times.append(1e3 * (time.process_time() - start))
-    return min(times)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("batch", "q_side", "ratio"), [(4, 32, 15), (2, 64, 40)])
-def test_structured_is_many_times_faster_than_the_masked_product(batch, q_side, ratio):
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        maps = draw((q_side,) * 2, (q_side // 2,) * 2, channels=GENERATOR_HEADS, batch=batch, dtype=torch.float32)
-        queries, keys, values = (x.detach().flatten(3) for x in maps)
-        mask = masks_of(HEADS["ylg"], (q_side,) * 2, (q_side // 2,) * 2) if q_side == 32 else None
-        if mask is None:
-            mask = torch.rand(1, 8, 4096, 1024, generator=torch.Generator().manual_seed(0)) < 0.03
-            mask[..., 0] = True
-
-        def masked_product():
-            logits = (queries.transpose(2, 3) @ keys).masked_fill(~mask, float("-inf"))
-            return torch.softmax(logits, -1) @ values.transpose(2, 3)
-
-        with torch.no_grad():
-            ylg_attention(*maps)
-            sparse = cpu_milliseconds(lambda: ylg_attention(*maps), 7)
-            dense = cpu_milliseconds(masked_product, 2)
-    finally:
-        torch.set_num_threads(threads)
-    assert dense >= ratio * sparse, f"{dense:.1f} ms against {sparse:.1f} ms"
