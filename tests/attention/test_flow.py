@@ -141,6 +141,13 @@ def test_missing_pairs_at_1024():
             assert full_information(maker(1024)[::-1]).count == backward
 
 
+def test_a_relay_read_in_reverse_is_full_too():
+    for n in SIZES:  # one token in, all tokens between, one token out
+        verdict = full_information(_star(n)[::-1])
+        assert (verdict.full, verdict.count, edges(_star(n)[::-1])) == (True, 0, 2 * n)
+        assert path_counts(_star(n)[::-1]).counts.tolist() == [[n]]
+
+
 def test_missing_pairs_are_named_output_first():
     missing = full_information(_strided_released(9)).missing
     assert missing.tolist() == [[0, 7], [0, 8], [1, 8], [3, 7], [3, 8], [4, 8], [6, 7], [6, 8], [7, 8]]

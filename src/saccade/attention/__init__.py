@@ -1,6 +1,6 @@
 """Attention as modules: backends, the block around them, and the policy that fills a model's slots."""
 
-from saccade.attention.block import AttentionBlock
+from saccade.attention.block import AttentionBlock, SlotBlock
 from saccade.attention.full import FullAttention
 from saccade.attention.gpa import GridPartitionedAttention
 from saccade.attention.linear import LinearAttention
@@ -9,6 +9,7 @@ from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAtte
 from saccade.attention.none import NoAttention
 from saccade.attention.nystromformer import NystromAttention
 from saccade.attention.performer import PerformerAttention
+from saccade.attention.pooled_block import PooledAttentionBlock
 from saccade.attention.psal import PatchBasedStochasticAttention
 from saccade.attention.reformer import ReformerAttention
 from saccade.attention.slots import AttentionSlots, SlotPolicy
@@ -27,7 +28,9 @@ __all__ = [
     "NystromAttention",
     "PatchBasedStochasticAttention",
     "PerformerAttention",
+    "PooledAttentionBlock",
     "ReformerAttention",
+    "SlotBlock",
     "SlotPolicy",
     "SpatialAttention",
     "YourLocalAttention",

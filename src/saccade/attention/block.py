@@ -6,6 +6,7 @@ default initialisation, and queries and keys have max(q_channels, kv_channels) c
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from saccade.attention.mixer import AttentionWeights, SpatialAttention
-from saccade.geometry import AttentionShape, SlotSpec
+from saccade.geometry import AttentionShape, Size, SlotSpec
 
 Fusion = Literal["concat", "concat_plain", "gamma"]
 Empty = Literal["keep", "drop"]
@@ -23,7 +24,61 @@ EMPTIES: tuple[Empty, ...] = ("keep", "drop")
 GAMMA_START = 0.1
 
 
-class AttentionBlock(nn.Module):
+class SlotBlock(nn.Module, ABC):
+    """What fills an attention slot: projections around a mixer, and a way to bring the result into the query map.
+
+    Args:
+        spec: channels and sizes of the slot.
+        mixer: the backend.
+        qk_channels, v_channels: channels of queries and keys, and of values, over all heads.
+
+    Raises:
+        ValueError: channels that do not fit the heads.
+    """
+
+    def __init__(self, spec: SlotSpec, mixer: SpatialAttention, *, qk_channels: int, v_channels: int) -> None:
+        super().__init__()
+        for channels in (qk_channels, v_channels):
+            if channels % mixer.heads:
+                raise ValueError(f"{mixer.name}, slot {spec.name}: {mixer.head_reason(channels)}")
+        self.spec = spec
+        self.qk_channels = qk_channels
+        self.v_channels = v_channels
+        self.mixer = mixer
+
+    def shape(self, batch: int = 1) -> AttentionShape:
+        """The attention call that this block makes at the training resolution."""
+        heads = self.mixer.heads
+        return AttentionShape(
+            batch=batch,
+            heads=heads,
+            qk_channels=self.qk_channels // heads,
+            v_channels=self.v_channels // heads,
+            q_size=self.spec.q_size,
+            kv_size=self.spec.kv_size,
+        )
+
+    @abstractmethod
+    def forward(self, q_map: Tensor, kv_map: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """(B, q_channels, Yq, Xq) and the map of keys and values -> (B, out_channels, Yq, Xq)."""
+
+    @abstractmethod
+    def weights(
+        self, q_map: Tensor, kv_map: Tensor, queries: Tensor, key_mask: Tensor | None = None
+    ) -> AttentionWeights:
+        """Where a few queries look: (Q, 2) long rows and cols of the query map; see `SpatialAttention.weights`."""
+
+    @property
+    def kv_map_size(self) -> Size:
+        """Size of the map of keys and values that the block is given, at the training resolution."""
+        return self.spec.kv_size
+
+    def key_size(self, kv_map: Size) -> Size:
+        """Size of the map that key indices number, for a map of keys and values of the given size."""
+        return kv_map
+
+
+class AttentionBlock(SlotBlock):
     """Read a value map through a mixer and fuse it with the query map.
 
     Fusion, with x the query map, m = out_channels and att what the mixer brings:
@@ -55,12 +110,15 @@ class AttentionBlock(nn.Module):
         qk_gain: float = 1.0,
         empty: Empty = "keep",
     ) -> None:
-        super().__init__()
-        self.spec = spec
+        widest = max(spec.q_channels, spec.kv_channels)
+        super().__init__(
+            spec,
+            mixer,
+            qk_channels=widest if qk_channels is None else qk_channels,
+            v_channels=spec.out_channels,
+        )
         self.fusion: Fusion = fusion
-        self.qk_channels = max(spec.q_channels, spec.kv_channels) if qk_channels is None else qk_channels
         self._check(spec, mixer, fusion, empty)
-        self.mixer = mixer
         self.dropped = empty == "drop" and not mixer.attends
         self._build(spec, qk_gain)
         if self.dropped:  # built all the same: the random numbers that follow must not depend on the backend
@@ -82,9 +140,6 @@ class AttentionBlock(nn.Module):
                 f"q_channels ({spec.q_channels}). Valid here: out_channels up to {spec.q_channels}, or fusion "
                 "'concat_plain'."
             )
-        for channels in (self.qk_channels, spec.out_channels):
-            if channels % mixer.heads:
-                raise ValueError(f"{who}: {mixer.head_reason(channels)}")
 
     def _build(self, spec: SlotSpec, qk_gain: float) -> None:
         self.value = nn.Conv2d(spec.kv_channels, spec.out_channels, 1)
@@ -100,18 +155,6 @@ class AttentionBlock(nn.Module):
             with torch.no_grad():
                 self.key.weight.mul_(qk_gain)
                 self.query.weight.mul_(qk_gain)
-
-    def shape(self, batch: int = 1) -> AttentionShape:
-        """The attention call that this block makes at the training resolution."""
-        heads = self.mixer.heads
-        return AttentionShape(
-            batch=batch,
-            heads=heads,
-            qk_channels=self.qk_channels // heads,
-            v_channels=self.spec.out_channels // heads,
-            q_size=self.spec.q_size,
-            kv_size=self.spec.kv_size,
-        )
 
     def forward(self, q_map: Tensor, kv_map: Tensor, key_mask: Tensor | None = None) -> Tensor:
         """(B, q_channels, Yq, Xq), (B, kv_channels, Yk, Xk) -> (B, out_channels, Yq, Xq)."""

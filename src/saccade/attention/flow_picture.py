@@ -7,8 +7,6 @@ enumeration and shows what one query attends. Matplotlib is imported when someth
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +16,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from saccade.attention.flow import Mask, Masks, edges, full_information, pair_flow, path_counts, read_masks
+from saccade.attention.panels import (
+    EMPTY,
+    FAINT,
+    INK,
+    MISSING,
+    STEP_COLOURS,
+    draw_cells,
+    draw_outline,
+    draw_title,
+    new_figure,
+    rgb,
+    write_figure,
+)
 from saccade.geometry import Size
 
-STEP_COLOURS = ("#2563a8", "#d9772b", "#2d8a57", "#8b3fa0")
-_INK, _FAINT, _LINE, _EMPTY, _MISSING = "#262a33", "#767e8c", "#dfe3ea", "#f4f6f9", "#c8273a"
-# Ours: up to so many tokens cells get lines and nodes get numbers; up to so many pair flow is worth its time.
+# Ours: up to so many tokens nodes get numbers; up to so many pair flow is worth its time.
 _NUMBERED, _PAIRED = 25, 64
 _PANEL, _HEAD, _LABELS = 2.5, 0.92, 0.35  # inches: a panel, the text above a row, the names of the graph's layers
 
@@ -60,23 +69,14 @@ def draw_flows(path: str | Path, rows: Sequence[FlowRow]) -> Path:
         ValueError: no rows; masks that do not chain; titles, grid, order or query that do not fit the masks.
         RuntimeError: Matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise RuntimeError(
-            f"draw_flows: pictures need Matplotlib ({error}); install it with pip install -e '.[experiments]'."
-        ) from error
-
     if not rows:
         raise ValueError("draw_flows: at least one row is needed; got none.")
     read = [_check(row) for row in rows]
     panels = [_panel_widths(row, steps) for row, steps in zip(rows, read, strict=True)]
-    figure = Figure(figsize=(max(map(sum, panels)) + 0.5, (_PANEL + _HEAD) * len(rows)), dpi=150, facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = new_figure("draw_flows", (max(map(sum, panels)) + 0.5, (_PANEL + _HEAD) * len(rows)))
     for number, (row, steps, widths) in enumerate(zip(rows, read, panels, strict=True)):
         _draw_row(figure, row, steps, widths, top=1 - number / len(rows), height=1 / len(rows))
-    return _write(figure, Path(path))
+    return write_figure(figure, Path(path))
 
 
 def summary(masks: Masks) -> str:
@@ -119,8 +119,8 @@ def _panel_widths(row: FlowRow, steps: list[Mask]) -> list[float]:
 
 def _draw_row(figure: Any, row: FlowRow, steps: list[Mask], widths: list[float], *, top: float, height: float) -> None:
     total, tall = figure.get_size_inches()
-    figure.text(0.25 / total, top - 0.16 / tall, row.heading, fontsize=13, weight="bold", color=_INK, va="top")
-    colour = _FAINT if full_information(steps) else _MISSING
+    figure.text(0.25 / total, top - 0.16 / tall, row.heading, fontsize=13, weight="bold", color=INK, va="top")
+    colour = FAINT if full_information(steps) else MISSING
     figure.text(0.25 / total, top - 0.43 / tall, summary(steps), fontsize=9, color=colour, va="top")
     bottom, left = top - height + 0.3 / tall, 0.25
     axes = []
@@ -138,46 +138,23 @@ def _draw_row(figure: Any, row: FlowRow, steps: list[Mask], widths: list[float],
     _draw_graph(axes[-1], steps)
 
 
-def _title(axes: Any, text: str) -> None:
-    axes.set_title(text, fontsize=9, color=_INK, pad=5)
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-
-
-def _cells(axes: Any, colours: NDArray[np.float64]) -> None:
-    """Squares of the given (rows, cols, 3) colours, with lines between where they are large enough."""
-    rows, cols = colours.shape[:2]
-    axes.imshow(colours, interpolation="nearest", extent=(0, cols, rows, 0), aspect="equal")
-    if max(rows, cols) <= 2 * _NUMBERED:
-        for col in range(cols + 1):
-            axes.axvline(col, color="white", linewidth=0.8)
-        for line in range(rows + 1):
-            axes.axhline(line, color="white", linewidth=0.8)
-
-
-def _rgb(colour: str) -> NDArray[np.float64]:
-    return np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
-
-
 def _draw_mask(axes: Any, step: Mask, title: str, colour: str) -> None:
-    _cells(axes, np.where(step[..., None], _rgb(colour), _rgb(_EMPTY)))
-    _title(axes, f"{title}  ({int(step.sum())})")
-    axes.set_ylabel("query", fontsize=8, color=_FAINT, labelpad=2)
-    axes.set_xlabel("key", fontsize=8, color=_FAINT, labelpad=2)
+    draw_cells(axes, np.where(step[..., None], rgb(colour), rgb(EMPTY)))
+    draw_title(axes, f"{title}  ({int(step.sum())})")
+    axes.set_ylabel("query", fontsize=8, color=FAINT, labelpad=2)
+    axes.set_xlabel("key", fontsize=8, color=FAINT, labelpad=2)
 
 
 def _draw_paths(axes: Any, steps: list[Mask]) -> None:
     """Every output (row) and input (column): darker for more paths, red for none."""
     counts = path_counts(steps).counts.astype(float)
     depth = 0.3 + 0.7 * counts / max(counts.max(), 1)
-    colours = 1 - depth[..., None] * (1 - _rgb("#475064"))
-    colours[counts == 0] = _rgb(_MISSING)
-    _cells(axes, colours)
-    _title(axes, "paths  (red: none)" if (counts == 0).any() else "paths")
-    axes.set_ylabel("output", fontsize=8, color=_FAINT, labelpad=2)
-    axes.set_xlabel("input", fontsize=8, color=_FAINT, labelpad=2)
+    colours = 1 - depth[..., None] * (1 - rgb("#475064"))
+    colours[counts == 0] = rgb(MISSING)
+    draw_cells(axes, colours)
+    draw_title(axes, "paths  (red: none)" if (counts == 0).any() else "paths")
+    axes.set_ylabel("output", fontsize=8, color=FAINT, labelpad=2)
+    axes.set_xlabel("input", fontsize=8, color=FAINT, labelpad=2)
     if max(counts.shape) <= 12 and counts.max() < 100:
         for (row, col), count in np.ndenumerate(counts):
             axes.text(col + 0.5, row + 0.52, f"{count:.0f}", fontsize=7, color="white", ha="center", va="center")
@@ -187,12 +164,12 @@ def _draw_grid(axes: Any, row: FlowRow, steps: list[Mask], grid: Size) -> None:
     """The cells with their enumeration numbers; the query outlined, its keys in their step's colour."""
     order = np.arange(grid.area) if row.order is None else np.asarray(row.order)
     query = grid.rows // 2 * grid.cols + grid.cols // 2 if row.query is None else row.query
-    colours = np.broadcast_to(_rgb(_EMPTY), (grid.area, 3)).copy()
+    colours = np.broadcast_to(rgb(EMPTY), (grid.area, 3)).copy()
     for cell in range(grid.area):
-        seen = [_rgb(STEP_COLOURS[i % len(STEP_COLOURS)]) for i, step in enumerate(steps) if step[query, cell]]
+        seen = [rgb(STEP_COLOURS[i % len(STEP_COLOURS)]) for i, step in enumerate(steps) if step[query, cell]]
         if seen:
             colours[cell] = np.mean(seen, 0)
-    _cells(axes, colours.reshape(*grid, 3))
+    draw_cells(axes, colours.reshape(*grid, 3))
     if grid.area <= 256:
         for number, cell in enumerate(order):
             dark = any(step[query, cell] for step in steps)
@@ -201,19 +178,13 @@ def _draw_grid(axes: Any, row: FlowRow, steps: list[Mask], grid: Size) -> None:
                 cell // grid.cols + 0.52,
                 str(number),
                 fontsize=min(8, 56 / max(grid)),
-                color="white" if dark else _FAINT,
+                color="white" if dark else FAINT,
                 ha="center",
                 va="center",
             )
-    corner = (query % grid.cols, query // grid.cols)
-    axes.plot(
-        [corner[0], corner[0] + 1, corner[0] + 1, corner[0], corner[0]],
-        [corner[1], corner[1], corner[1] + 1, corner[1] + 1, corner[1]],
-        color=_INK,
-        linewidth=1.8,
-        clip_on=False,
-    )
-    _title(axes, f"keys of cell ({corner[1]}, {corner[0]})")
+    row_of, col_of = divmod(query, grid.cols)
+    draw_outline(axes, row_of, col_of)
+    draw_title(axes, f"keys of cell ({row_of}, {col_of})")
 
 
 def _draw_graph(axes: Any, steps: list[Mask]) -> None:
@@ -237,13 +208,13 @@ def _draw_graph(axes: Any, steps: list[Mask]) -> None:
     if not verdict:
         output, source = (int(x) for x in verdict.missing[0])
         start, end = places[0][source], places[-1][output]
-        axes.plot([start, end], [0, depth], color=_MISSING, linewidth=1.6, linestyle=(0, (4, 2.5)), zorder=3)
+        axes.plot([start, end], [0, depth], color=MISSING, linewidth=1.6, linestyle=(0, (4, 2.5)), zorder=3)
     width_inches = axes.get_position().width * axes.figure.get_size_inches()[0]
     diameter = min(15.0, 0.8 * 72 * width_inches / (widest + 1))  # points
     for layer, (size, where) in enumerate(zip(sizes, places, strict=True)):
-        edge = [_INK] * size
+        edge = [INK] * size
         if not verdict and layer in (0, depth):
-            edge[int(verdict.missing[0][0 if layer else 1])] = _MISSING
+            edge[int(verdict.missing[0][0 if layer else 1])] = MISSING
         axes.scatter(where, np.full(size, layer), s=diameter**2, c="white", edgecolors=edge, linewidths=0.9, zorder=4)
         if size <= _NUMBERED:
             for token, place in enumerate(where):
@@ -252,28 +223,13 @@ def _draw_graph(axes: Any, steps: list[Mask]) -> None:
                     layer,
                     str(token),
                     fontsize=min(7.5, 0.52 * diameter),
-                    color=_INK,
+                    color=INK,
                     ha="center",
                     va="center_baseline",
                     zorder=5,
                 )
-        axes.text(-0.01 * widest - 0.35, layer, f"$V_{{{layer}}}$", fontsize=10, color=_INK, ha="right", va="center")
+        axes.text(-0.01 * widest - 0.35, layer, f"$V_{{{layer}}}$", fontsize=10, color=INK, ha="right", va="center")
     axes.set_xlim(-0.2, widest + 0.2)
     axes.set_ylim(depth + 0.15, -0.15)
     apart = "" if verdict else f"   (dashed: no path from {verdict.missing[0][1]} to {verdict.missing[0][0]})"
-    _title(axes, f"information flow{apart}")
-
-
-def _write(figure: Any, path: Path) -> Path:
-    """Write the PNG so that the file is either whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            figure.savefig(file, format="png")
-        os.chmod(name, 0o644)  # mkstemp's files are private to their owner
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    return path
+    draw_title(axes, f"information flow{apart}")

@@ -7,30 +7,30 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import nn
 
-from saccade.attention.block import AttentionBlock
+from saccade.attention.block import AttentionBlock, SlotBlock
 from saccade.attention.full import FullAttention
 from saccade.attention.mixer import SpatialAttention
 from saccade.geometry import Size, SlotSpec
 
 MixerFactory = Callable[[SlotSpec], SpatialAttention]
-BlockFactory = Callable[[SlotSpec, SpatialAttention], AttentionBlock]
+BlockFactory = Callable[[SlotSpec, SpatialAttention], SlotBlock]
 
 
 class AttentionSlots(nn.Module):
     """Attention blocks by slot name, in the order of the slots. In the state dict a slot's dots are underscores."""
 
-    def __init__(self, blocks: dict[str, AttentionBlock]) -> None:
+    def __init__(self, blocks: dict[str, SlotBlock]) -> None:
         super().__init__()
         self._names = tuple(blocks)
         for name, block in blocks.items():
             self.add_module(_module_name(name), block)
 
-    def __getitem__(self, name: str) -> AttentionBlock:
+    def __getitem__(self, name: str) -> SlotBlock:
         if name not in self._names:
             raise KeyError(f"no attention slot is called {name!r}. Valid here: {', '.join(self._names)}.")
         block = self.get_submodule(_module_name(name))
-        if not isinstance(block, AttentionBlock):
-            raise TypeError(f"slot {name} was replaced by a {type(block).__name__}, which is no AttentionBlock.")
+        if not isinstance(block, SlotBlock):
+            raise TypeError(f"slot {name} was replaced by a {type(block).__name__}, which is no SlotBlock.")
         return block
 
     def __contains__(self, name: object) -> bool:
@@ -45,10 +45,10 @@ class AttentionSlots(nn.Module):
     def keys(self) -> tuple[str, ...]:
         return self._names
 
-    def values(self) -> list[AttentionBlock]:
+    def values(self) -> list[SlotBlock]:
         return [self[name] for name in self._names]
 
-    def items(self) -> list[tuple[str, AttentionBlock]]:
+    def items(self) -> list[tuple[str, SlotBlock]]:
         return [(name, self[name]) for name in self._names]
 
 
@@ -89,7 +89,7 @@ class SlotPolicy:
         twice = sorted({spec.name for spec in specs if names.count(_module_name(spec.name)) > 1})
         if twice:
             raise ValueError(f"attention slots need distinct names; got more than one of: {', '.join(twice)}.")
-        blocks: dict[str, AttentionBlock] = {}
+        blocks: dict[str, SlotBlock] = {}
         misfits: list[str] = []
         cause: Exception | None = None
         for spec in specs:
@@ -121,7 +121,7 @@ class SlotPolicy:
     def _maker(self, spec: SlotSpec) -> MixerFactory:
         return self.exact if spec.q_size.area <= self.exact_area else self.mixer
 
-    def _build_one(self, spec: SlotSpec) -> AttentionBlock:
+    def _build_one(self, spec: SlotSpec) -> SlotBlock:
         make = self._maker(spec)
         device = torch.get_default_device()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):

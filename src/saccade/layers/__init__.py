@@ -1,1 +1,1 @@
-"""StyleGAN2 building blocks in plain PyTorch: equalised and modulated convolutions, FIR resampling, UNet blocks."""
+"""StyleGAN2 and SAGAN building blocks in plain PyTorch: convolutions, norms, resampling, UNet and residual blocks."""
