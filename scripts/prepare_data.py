@@ -4,6 +4,9 @@
     python scripts/prepare_data.py deepfashion --folder img_highres/ --lists lists/ --out data/df512 --size 512x352
     python scripts/prepare_data.py deepfashion --standin --out data/deepfashion
     python scripts/prepare_data.py deepfashion --check --out data/deepfashion
+    python scripts/prepare_data.py imagenet --from /datasets/ILSVRC2012 --out data/imagenet --size 128
+    python scripts/prepare_data.py folder --from flowers/ --out data/flowers --size 64
+    python scripts/prepare_data.py cifar10 --download --out data/cifar10
 
 See data/README.md for where the files come from. Interrupted, the same command goes on.
 """
@@ -11,15 +14,21 @@ See data/README.md for where the files come from. Interrupted, the same command 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from saccade.data.class_source import Layout, list_pictures, pack_command, pack_pictures
+from saccade.data.pack import PackOptions
+from saccade.data.packed import check_pack, pack_folder, packed_sizes
 from saccade.data.prepare_deepfashion import MANIFEST, Advance, Options, check, convert
+from saccade.data.square import EXIFS
 
 console = Console(soft_wrap=True, highlight=False)
 
@@ -62,7 +71,32 @@ def parser() -> argparse.ArgumentParser:
     fashion.add_argument("--seed", type=int, default=0, help="stand-in: seed [0]")
     fashion.add_argument("--workers", type=int, default=0, help="stand-in: processes; 0 draws in this one [0]")
     fashion.set_defaults(run=deepfashion)
+    classes_parser(commands, "imagenet", "ImageNet (ILSVRC 2012): folders or tars, packed at one size", size=128)
+    folder = classes_parser(commands, "folder", "any folder of class folders, packed at one size", size=128)
+    folder.add_argument("--held-out", type=float, default=0.1, help="share of a one-level folder to score with [0.1]")
+    cifar = classes_parser(commands, "cifar10", "CIFAR-10, packed at one size", size=32)
+    cifar.add_argument("--download", action="store_true", help="fetch the archive into --from, or else into --out")
     return top
+
+
+def classes_parser(commands: Any, layout: Layout, about: str, size: int) -> argparse.ArgumentParser:
+    """A sub-command that packs pictures of classes."""
+    made: argparse.ArgumentParser = commands.add_parser(layout, help=about)
+    what = made.add_mutually_exclusive_group()
+    what.add_argument("--from", dest="source", type=Path, help="folder with the pictures (left as it is) [--out]")
+    what.add_argument("--standin", action="store_true", help="draw ten classes of things instead, and pack those")
+    what.add_argument("--check", action="store_true", help="compare packs with their hashes, or list what is there")
+    made.add_argument("--out", type=Path, required=True, help=f"folder for the pack, e.g. data/{layout}")
+    made.add_argument("--size", type=int, default=size, help=f"side of the pictures [{size}]")
+    exif = "apply" if layout == "folder" else "ignore"  # ImageNet's users ignore the tag; people's own pictures need it
+    made.add_argument("--exif", choices=EXIFS, default=exif, help=f"turn pictures upright by their EXIF tag [{exif}]")
+    made.add_argument("--max-unreadable", type=int, default=20, help="leave out so many broken files [20]")
+    made.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="decoding processes [all cores]")
+    made.add_argument("--train", type=int, default=300, help="stand-in: pictures of a class to train on [300]")
+    made.add_argument("--val", type=int, default=100, help="stand-in: pictures of a class to score with [100]")
+    made.add_argument("--seed", type=int, default=0, help="stand-in: seed [0]")
+    made.set_defaults(run=pack_classes, layout=layout, held_out=0.1, download=False)
+    return made
 
 
 def rows_by_cols(text: str) -> tuple[int, int]:
@@ -129,6 +163,73 @@ def draw_standin(options: argparse.Namespace) -> None:
         f"{'already there' if made.reused else 'written'}: {options.out}: {made.train_images:,} + {made.test_images:,} "
         f"pictures, {made.train_pairs:,} + {made.test_pairs:,} pairs. These are stand-ins, not DeepFashion."
     )
+
+
+def pack_classes(options: argparse.Namespace) -> None:
+    """Pack, check or draw pictures of classes."""
+    layout: Layout = options.layout
+    source: Path = options.source or options.out
+    if options.check:
+        check_classes(options)
+        return
+    if options.standin:
+        from saccade.data.standin.classes import write_classes
+
+        with progress("drawing") as advance:
+            write_classes(
+                options.out,
+                train=options.train,
+                val=options.val,
+                size=options.size,
+                seed=options.seed,
+                progress=advance,
+            )
+        layout = "imagenet"
+    if options.download:
+        from saccade.data.cifar10 import download_cifar10
+
+        download_cifar10(source)
+    out = pack_folder(options.out, options.size)
+    console.print(f"listing {source} ...")
+    with progress("packing") as advance:
+        manifest = pack_pictures(
+            source,
+            out,
+            layout,
+            PackOptions(options.size, options.exif, options.max_unreadable),
+            held_out=options.held_out,
+            workers=options.workers,
+            advance=advance,
+        )
+    describe_pack(manifest)
+    console.print(f"packed: {out}{'. These are stand-ins.' if options.standin else ''}")
+
+
+def check_classes(options: argparse.Namespace) -> None:
+    """Verify the packs in a folder, or say what could be packed."""
+    sizes = packed_sizes(options.out)
+    for size in sizes:
+        with progress(f"checking {size}x{size}") as advance:
+            manifest = check_pack(pack_folder(options.out, size), advance)
+        console.print(f"{pack_folder(options.out, size)}: every file is as it was packed")
+        describe_pack(manifest)
+    if not sizes:
+        listing = list_pictures(options.out, options.layout, options.held_out)
+        counts = ", ".join(f"{len(entries):,} {split}" for split, entries in listing.splits.items())
+        console.print(f"{options.out}: {len(listing.classes):,} classes, {counts}; not packed")
+        console.print(pack_command(options.out, options.layout, options.size))
+
+
+def describe_pack(manifest: dict[str, Any]) -> None:
+    """Print what a pack holds, and what was odd about its files."""
+    for split, entry in manifest["splits"].items():
+        console.print(f"{split}: {entry['count']:,} pictures of {len(manifest['classes']):,} classes")
+        for kind, found in entry["odd"].items():
+            console.print(f"  {found['count']:,} {kind.replace('_', ' ')}, e.g. {found['examples'][0]}")
+        for name, why in entry["unreadable"].items():
+            console.print(f"  left out: {name}: {why}", style="yellow")
+    for note in manifest["notes"]:
+        console.print(f"note: {note}")
 
 
 def report(counts: dict[str, int], notes: Sequence[str], warnings: Sequence[str]) -> None:

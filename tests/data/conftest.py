@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,5 +50,30 @@ def make_deepfashion(tmp_path: Path) -> Callable[..., Path]:
                 pairs = [(a, b) for a in rows for b in rows if a != b and a[:31] == b[:31]]
                 write_pairs(root / f"{prefix}-pairs-{split}.csv", pairs)
         return root
+
+    return make
+
+
+@pytest.fixture
+def make_classes(tmp_path: Path) -> Callable[..., Path]:
+    """Write folders of classes, `<root>/<split>/<class>/<i>.JPEG`, every picture of its own colour."""
+
+    def make(
+        name: str = "classes",
+        splits: Sequence[str] = ("train/", "val/"),
+        classes: Sequence[str] = ("n02", "n01"),
+        count: int = 3,
+        size: tuple[int, int] = (12, 10),
+        suffix: str = ".JPEG",
+    ) -> Path:
+        rng = np.random.default_rng(0)
+        for split in splits:
+            for key in classes:
+                folder = tmp_path / name / f"{split}{key}"
+                folder.mkdir(parents=True)
+                for index in range(count):
+                    picture = np.full((*size, 3), rng.integers(0, 256, 3), np.uint8)
+                    Image.fromarray(picture).save(folder / f"{key}_{index}{suffix}", quality=95)
+        return tmp_path / name
 
     return make

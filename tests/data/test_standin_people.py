@@ -13,7 +13,8 @@ import pytest
 
 from saccade.data.standin import people
 from saccade.data.standin.figures import draw, sample_person
-from saccade.data.standin.people import MANIFEST, MARKER, render_person, write_deepfashion
+from saccade.data.standin.folder import MANIFEST, MARKER
+from saccade.data.standin.people import render_person, write_deepfashion
 from saccade.geometry import Size
 
 SMALL = {"train_identities": 3, "test_identities": 2, "poses_per_identity": 4, "image_size": (64, 44), "seed": 5}

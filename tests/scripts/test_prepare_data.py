@@ -251,3 +251,63 @@ def test_standins_are_written_and_checked(
     assert run(script, "--check", "--out", tmp_path / "df") == 0
     assert run(script, *options) == 0
     assert "already there" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- pictures of classes
+
+
+def make_class_folders(root: Path, count: int = 4) -> Path:
+    for number, key in enumerate(("ash", "oak")):
+        (root / key).mkdir(parents=True)
+        for view in range(count):
+            (root / key / f"{view}.jpg").write_bytes(jpeg(pixels(number, view, 20, 24)))
+    return root
+
+
+def test_a_folder_of_classes_is_packed_and_checked(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = make_class_folders(tmp_path / "trees"), tmp_path / "out"
+    (source / "oak" / "1.jpg").write_bytes(b"broken")
+    options = ("--from", source, "--out", out, "--size", 16, "--workers", 0, "--held-out", 0.25)
+    for _ in range(2):  # the second time it is there
+        assert run_class(script, "folder", *options) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert "train: 5 pictures of 2 classes" in said
+        assert "left out: oak/1.jpg: not a readable picture" in said
+    assert listing(source) == {"ash/0.jpg", "ash/1.jpg", "ash/2.jpg", "ash/3.jpg"} | {f"oak/{i}.jpg" for i in range(4)}
+    assert run_class(script, "folder", "--check", "--out", out) == 0
+    assert "every file is as it was packed" in " ".join(capsys.readouterr().out.split())
+    (out / "packed-16" / "val_labels.npy").write_bytes(b"")
+    assert run_class(script, "folder", "--check", "--out", out) == 2
+    assert "val_labels.npy: missing or not as it was packed" in " ".join(capsys.readouterr().out.split())
+    assert run_class(script, "folder", "--check", "--out", source) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 classes, 6 train, 2 val; not packed" in said
+    assert f"python scripts/prepare_data.py folder --from {source}" in said
+
+
+def test_stand_in_classes_are_drawn_and_packed(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--standin", "--out", tmp_path / "things", "--train", 1, "--val", 1, "--size", 16)
+    assert run_class(script, "imagenet", *options) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "train: 10 pictures of 10 classes" in said
+    assert "These are stand-ins." in said
+
+
+def test_pictures_of_classes_that_are_not_there_end_in_one_message(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for layout, words in (
+        ("imagenet", "neither train/"),
+        ("folder", "no folders of classes"),
+        ("cifar10", "not there"),
+    ):
+        assert run_class(script, layout, "--from", tmp_path / "none", "--out", tmp_path / "out") == 2
+        assert words in " ".join(capsys.readouterr().out.split())
+
+
+def run_class(script: ModuleType, layout: str, *options: object) -> int:
+    return int(script.main([layout, *map(str, options)]))

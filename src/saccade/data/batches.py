@@ -96,3 +96,63 @@ def collate_pose(samples: Sequence[PoseSample]) -> PoseBatch:
         keys=[s.key for s in samples],
         paired=samples[0].paired,
     )
+
+
+@dataclass
+class ClassSample:
+    """One picture of a class before batching, still in 8 bits.
+
+    Attributes:
+        image: (3, Y, X) uint8 RGB.
+        label: number of the class, from 0.
+        key: the file's name below its data set's folder.
+    """
+
+    image: Tensor
+    label: int
+    key: str
+
+
+@dataclass
+class ClassBatch:
+    """Pictures with their classes.
+
+    Attributes:
+        images: (B, 3, Y, X) float32 in [-1, 1].
+        labels: (B,) int64.
+        keys: names of the files.
+    """
+
+    images: Tensor
+    labels: Tensor
+    keys: list[str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> ClassBatch:
+        """The same batch with its tensors on `device`."""
+        return replace(
+            self,
+            images=self.images.to(device, non_blocking=non_blocking),
+            labels=self.labels.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> ClassBatch:
+        """The same batch in page-locked memory (needs CUDA); the data loader calls this."""
+        return replace(self, images=self.images.pin_memory(), labels=self.labels.pin_memory())
+
+
+def collate_class(samples: Sequence[ClassSample]) -> ClassBatch:
+    """Stack samples into a batch.
+
+    Raises:
+        ValueError: no samples.
+    """
+    if not samples:
+        raise ValueError("a class batch takes one or more samples; got none")
+    return ClassBatch(
+        images=to_float_image(torch.stack([s.image for s in samples])),
+        labels=torch.tensor([s.label for s in samples], dtype=torch.int64),
+        keys=[s.key for s in samples],
+    )

@@ -10,12 +10,10 @@ from __future__ import annotations
 import contextlib
 import json
 import multiprocessing
-import os
 import re
 import signal
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +22,12 @@ import numpy as np
 
 from saccade.data.standin.bodies import View
 from saccade.data.standin.figures import Picture, draw, sample_person
+from saccade.data.standin.folder import write_whole
 from saccade.data.standin.painter import Bytes, Floats
 from saccade.data.standin.stage import Person
 from saccade.geometry import Size
 
 VERSION = 2  # raise it whenever the same arguments would give other files
-MARKER, MANIFEST = "STANDIN.txt", "standin.json"
 FRAME = Size(256, 176)  # the frame of fasion-resize-annotation-*.csv, whatever the size of the pictures
 VIEWS: tuple[View, ...] = ("front", "side", "back", "full", "front", "side", "full", "back", "front")
 NEEDED = (2, 5, 8, 11)  # shoulders and hips: an image without them enters no pair
@@ -196,28 +194,6 @@ def _build(
     return StandinSummary(folder, images["train"], images["test"], pairs["train"], pairs["test"], False)
 
 
-def _existing(root: Path, arguments: dict[str, Any]) -> StandinSummary | None:
-    """The summary of a finished stand-in with these arguments; None when the place is free."""
-    if not root.exists() or (root.is_dir() and not any(root.iterdir())):
-        return None
-    if not (root / MARKER).is_file() or not (root / MANIFEST).is_file():
-        raise ValueError(
-            f"stand-in people: {root} holds something that this generator did not write (no {MARKER} and {MANIFEST} "
-            "in it); it is left alone. Give an empty or new folder."
-        )
-    manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-    if manifest["arguments"] != arguments:
-        other = {
-            k: (manifest["arguments"].get(k), v) for k, v in arguments.items() if manifest["arguments"].get(k) != v
-        }
-        told = ", ".join(f"{key} {was!r} there, {now!r} asked for" for key, (was, now) in other.items())
-        raise ValueError(
-            f"stand-in people: {root} holds a stand-in made with other arguments ({told}). "
-            "Delete that folder, pass overwrite=True, or give another folder."
-        )
-    return StandinSummary(root=root, reused=True, **manifest["summary"])
-
-
 def write_deepfashion(
     root: Path | str,
     *,
@@ -262,40 +238,16 @@ def write_deepfashion(
             f"or more; got {train_identities} and {test_identities} identities, {poses_per_identity} poses, "
             f"seed {seed}, {workers} workers"
         )
-    if not (overwrite and (root / MARKER).is_file()):
-        found = _existing(root, arguments)
-        if found is not None:
-            return found
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{root.name}-", suffix="-partial", dir=root.parent) as partial:
-        folder = Path(partial) / root.name
-        folder.mkdir()
-        counts = {"train": train_identities, "test": test_identities}
-        summary = replace(_build(folder, counts, poses_per_identity, size, seed, workers, progress), root=root)
-        kept = {k: v for k, v in asdict(summary).items() if k not in ("root", "reused")}
-        manifest = {"generator": __name__, "arguments": arguments, "summary": kept, "keypoint_frame": list(FRAME)}
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        (folder / MARKER).write_text(
-            "This is not DeepFashion. These are procedural people in DeepFashion's file layout, painted by "
-            f"{__name__}, version {VERSION}, seed {seed}; standin.json has the other arguments.\n",
-            encoding="utf-8",
-        )
-        return _install(folder, root, arguments, summary, overwrite)
+    counts = {"train": train_identities, "test": test_identities}
 
+    def build(folder: Path) -> dict[str, Any]:
+        made = asdict(_build(folder, counts, poses_per_identity, size, seed, workers, progress))
+        return {key: value for key, value in made.items() if key not in ("root", "reused")}
 
-def _install(
-    folder: Path, root: Path, arguments: dict[str, Any], summary: StandinSummary, overwrite: bool
-) -> StandinSummary:
-    """Move the finished folder into place; if another process was faster with the same, take its."""
-    if overwrite and (root / MARKER).is_file():
-        os.replace(root, folder.parent / "replaced")
-    try:
-        if root.is_dir() and not any(root.iterdir()):
-            root.rmdir()
-        os.rename(folder, root)
-    except OSError:
-        found = _existing(root, arguments)
-        if found is None:
-            raise
-        return found
-    return summary
+    marker = (
+        "This is not DeepFashion. These are procedural people in DeepFashion's file layout, painted by "
+        f"{__name__}, version {VERSION}, seed {seed}; standin.json has the other arguments.\n"
+    )
+    note = {"keypoint_frame": list(FRAME)}
+    summary, reused = write_whole(root, "stand-in people", arguments, build, marker, note=note, overwrite=overwrite)
+    return StandinSummary(root=root, reused=reused, **summary)
