@@ -232,3 +232,51 @@ def test_metrics_are_explained_by_their_longest_name():
     assert words("ssim_patn").better == "higher"
     assert "random" in words("frechet_random_tf_inception_vs_targets_32x32").what
     assert words("unheard_of").what == ""
+
+
+GENERATION = {
+    **RESULT,
+    "model": "sagan",
+    "task": "generation",
+    "headline": "frechet_proxy_random_conv_val_500_ratio_to_start",
+    "metrics": {
+        "frechet_proxy_random_conv_val_500": 1.5,
+        "precision_k3_proxy_random_conv_val_500": 0.75,
+        "recall_k3_proxy_random_conv_val_500": 0.25,
+        "frechet_proxy_random_conv_val_500_ratio_to_start": 0.31,
+        "diversity_to_real": 0.9,
+    },
+}
+
+
+def test_a_run_of_generation_speaks_of_generation(run):
+    (run / "result.json").write_text(json.dumps(GENERATION))
+    names = list(GENERATION["metrics"])
+    rows = [",".join(["images_seen", *names]), "0,5,0,0,1,0.1", "8,1.5,0.75,0.25,0.31,0.9"]
+    (run / "metrics" / "eval.csv").write_text("\n".join(rows) + "\n")
+    (run / "metrics" / "train.csv").write_text("images_seen,loss/gan,sigma/up.16\n8,0.5,0.01\n16,0.25,0.02\n")
+    path = write_report(run)
+    _, text = read(path)
+    html = path.read_text(encoding="utf-8")
+    assert "over its value before training: Fréchet distance over a small random network" in text
+    assert "0.31\N{MULTIPLICATION SIGN}" in text
+    assert "a row is a class" in text
+    assert "target pose" not in text
+    assert "scripts/sample.py run=" in text
+    assert "scripts/invert.py" in text
+    assert "morph.py" not in text
+    assert "before training" in html
+    assert "source unchanged" not in html
+    # distance; its ratio; precision and recall; diversity; losses; sigma
+    assert html.count("<svg") == 6
+
+
+def test_scores_of_generators_have_words():
+    fid, score = words("fid_tf_inception_val_50000"), words("is_tf_inception_1008_50000")
+    assert (fid.better, score.better) == ("lower", "higher")
+    parts = words("is_tf_inception_1008_50000_10splits_truncated2")
+    assert parts.better == "higher"
+    assert parts.what.startswith("mean over ten parts")
+    assert words("is_tf_inception_1008_50000_10splits_std").better == ""
+    assert words("frechet_random_tf_inception_val_500_ratio_to_start").better == "lower"
+    assert words("precision_k3_tf_inception_val_10000").better == "higher"

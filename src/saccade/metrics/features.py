@@ -12,6 +12,7 @@ import io
 import itertools
 import os
 from abc import ABC, abstractmethod
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -65,10 +66,14 @@ class FeatureExtractor(ABC):
 
 
 class TFInceptionFeatures(FeatureExtractor):
-    """TensorFlow's 2015 FID Inception through torch-fidelity, resized as TensorFlow 1 does: the original FID."""
+    """TensorFlow's 2015 FID Inception through torch-fidelity, resized as TensorFlow 1 does: the original FID.
+
+    ``classes`` is the number of its logits: ImageNet's 1000 and eight that training never used.
+    """
 
     weight_file = "inception_tf"
     channels = _INCEPTION_CHANNELS
+    classes = 1008
     resize = "bilinear 299, TensorFlow 1 corners, (x-128)/128"
 
     def __init__(
@@ -81,6 +86,21 @@ class TFInceptionFeatures(FeatureExtractor):
         mode = weight_files.check_mode("tf inception", weights)
         self.name = "fid_tf_inception" if mode == "pretrained" else "frechet_random_tf_inception"
         self._network, self.weights_sha256 = _tf_inception(mode, weights_dir, download)
+        self._last = cast(nn.Linear, self._network.get_submodule("fc"))
+
+    def logits(self, features: Tensor) -> Tensor:
+        """The network's 1008 logits of its own features, so that one pass gives both: (B, 2048) -> (B, 1008) float32.
+
+        They lack the last layer's bias, as in OpenAI's Inception score and in torch-fidelity's `logits_unbiased`;
+        torch-fidelity's `logits` are these plus `bias`.
+        """
+        with torch.no_grad(), torch.autocast(features.device.type, enabled=False):
+            return F.linear(features.float(), self._last.weight.to(features.device))
+
+    @property
+    def bias(self) -> Tensor:
+        """(1008,) float32, of the last layer."""
+        return self._last.bias.detach()
 
     def _features(self, images: Tensor) -> Tensor:
         features: Tensor = self._network(images)[0]

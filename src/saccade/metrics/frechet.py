@@ -12,15 +12,15 @@ from torch import Tensor
 
 
 class FeatureMoments:
-    """Count, sum and sum of outer products of feature vectors, in float64, on the device of the first batch.
+    """Count, sum and sum of outer products of feature vectors, in float64, on `device` or that of the first batch.
 
     Sums can be merged and added over processes, so the statistics do not depend on how images were batched or spread.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, device: torch.device | str | None = None) -> None:
         self.count = 0
-        self.total = torch.zeros(channels, dtype=torch.float64)
-        self.outer = torch.zeros(channels, channels, dtype=torch.float64)
+        self.total = torch.zeros(channels, dtype=torch.float64, device=device)
+        self.outer = torch.zeros(channels, channels, dtype=torch.float64, device=device)
 
     @classmethod
     def of(cls, mean: Tensor, covariance: Tensor, count: int) -> FeatureMoments:
@@ -64,9 +64,9 @@ class FeatureMoments:
     def over_processes(self) -> FeatureMoments:
         """The moments of all processes of torch.distributed together; these ones where there is one process.
 
-        Every process must call it. With NCCL every process must have seen a batch, so that its sums are on its GPU.
+        Every process must call it. With NCCL the sums must be on the GPU: by `device`, or because a batch was seen.
         """
-        if not _several_processes():
+        if not several_processes():
             return self
         everyone = FeatureMoments(self.total.numel())
         count = torch.tensor([float(self.count)], dtype=torch.float64, device=self.total.device)
@@ -125,6 +125,7 @@ def _root(covariance: Tensor) -> Tensor:
     return root
 
 
-def _several_processes() -> bool:
+def several_processes() -> bool:
+    """Whether torch.distributed runs with more than one process."""
     distributed = torch.distributed
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1

@@ -7,9 +7,10 @@ import json
 import os
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from saccade.geometry import Size
 from saccade.metrics.features import FeatureExtractor
-from saccade.metrics.frechet import FeatureMoments
+from saccade.metrics.frechet import FeatureMoments, several_processes
 
 _FORMAT = 1
+_TORN = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -72,30 +74,126 @@ def reference_moments(
     Raises:
         ValueError: ``images`` gave another number of images, or another size, than ``reference`` says.
     """
-    key = _key(extractor, reference)
-    path = (
-        None
-        if cache_dir is None
-        else cache_dir / f"{extractor.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
-    )
+    key, path = _place(extractor, reference, cache_dir)
     cached = None if path is None else _read(path, key)
     if cached is not None:
         return cached
     moments = FeatureMoments(extractor.channels)
-    for batch in images():
+    for _, batch in _checked(extractor, reference, images()):
+        moments.update(extractor(batch))
+    if path is not None:
+        _write(path, key, moments)
+    return moments
+
+
+@dataclass(frozen=True)
+class RealStatistics:
+    """What scores of generated images need of a real set.
+
+    Attributes:
+        moments: of the features of all its images.
+        features: (kept, channels) float32 on the CPU: those of images spread evenly over the set.
+    """
+
+    moments: FeatureMoments
+    features: Tensor
+
+
+def real_statistics(
+    extractor: FeatureExtractor,
+    reference: ReferenceSet,
+    images: Callable[[], Iterable[Tensor]],
+    cache_dir: Path | None,
+    *,
+    keep: int = 0,
+    device: torch.device | str = "cpu",
+) -> RealStatistics:
+    """Moments and some features of a real set in one pass: from the cache if both are there, else computed and written.
+
+    Under torch.distributed every process must call it; each computes the features of its share of the batches, and one
+    of them writes.
+
+    Args:
+        extractor: whose features.
+        reference: what the set is; the cache trusts it.
+        images: called on a miss; gives batches of (B, 3, Y, X) uint8 on any device, the same in every process.
+        cache_dir: where statistics are kept; None keeps nothing.
+        keep: number of feature vectors, at most that of images.
+        device: where features are computed.
+
+    Raises:
+        ValueError: `images` gave another number of images, or another size, than `reference` says.
+    """
+    keep = min(keep, reference.count)
+    key, path = _place(extractor, reference, cache_dir)
+    features_path = None if path is None else path.with_name(f"{path.stem}-features{keep}.npz")
+    moments = None if path is None else _read(path, key)
+    features = None if features_path is None or not keep else _read_features(features_path, key)
+    features = torch.zeros(0, extractor.channels) if not keep else features
+    hit = _everywhere(moments is not None and features is not None, device)
+    if hit and moments is not None and features is not None:
+        return RealStatistics(moments, features)
+    ours, share = FeatureMoments(extractor.channels, device), torch.zeros(keep, extractor.channels, device=device)
+    wanted = torch.arange(keep) * reference.count // max(keep, 1)
+    for index, (first, batch) in enumerate(_checked(extractor, reference, images())):
+        if index % _processes() != _rank():
+            continue
+        found = extractor(batch.to(device))
+        ours.update(found)
+        slots = ((wanted >= first) & (wanted < first + len(batch))).nonzero().flatten()
+        share[slots.to(device)] = found[(wanted[slots] - first).to(device)]
+    moments = ours.over_processes()
+    moments = FeatureMoments.of(moments.mean, moments.covariance, moments.count)  # as read back, to the last bit
+    if several_processes():
+        torch.distributed.all_reduce(share)
+    if path is not None and features_path is not None and _rank() == 0:
+        _write(path, key, moments)
+        if keep:
+            _write_arrays(features_path, key=np.array(key), features=share.cpu().numpy())
+    return RealStatistics(moments, share.cpu())
+
+
+def _place(extractor: FeatureExtractor, reference: ReferenceSet, cache_dir: Path | None) -> tuple[str, Path | None]:
+    key = _key(extractor, reference)
+    if cache_dir is None:
+        return key, None
+    return key, cache_dir / f"{extractor.name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+
+
+def _checked(
+    extractor: FeatureExtractor, reference: ReferenceSet, batches: Iterable[Tensor]
+) -> Iterator[tuple[int, Tensor]]:
+    """Batches with the number of images before each, refusing a set that is not what the reference says."""
+    count = 0
+    for batch in batches:
         size = str(Size(*batch.shape[2:]))
         if size != reference.size:
             raise ValueError(
                 f"{extractor.name}: the reference set {reference.name} is {reference.size}, an image {size}"
             )
-        moments.update(extractor(batch))
-    if moments.count != reference.count:
+        yield count, batch
+        count += len(batch)
+    if count != reference.count:
         raise ValueError(
-            f"{extractor.name}: the reference set {reference.name} has {reference.count} images; {moments.count} came"
+            f"{extractor.name}: the reference set {reference.name} has {reference.count} images; {count} came"
         )
-    if path is not None:
-        _write(path, key, moments)
-    return moments
+
+
+def _processes() -> int:
+    return torch.distributed.get_world_size() if several_processes() else 1
+
+
+def _rank() -> int:
+    return torch.distributed.get_rank() if several_processes() else 0
+
+
+def _everywhere(here: bool, device: torch.device | str) -> bool:
+    """Whether it is so in every process, so that none waits in a pass over the set that the others skip."""
+    if not several_processes():
+        return here
+    flag = torch.tensor([int(here)], device=device)
+    torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MIN)
+    return bool(flag.item())
 
 
 def _key(extractor: FeatureExtractor, reference: ReferenceSet) -> str:
@@ -118,22 +216,34 @@ def _read(path: Path, key: str) -> FeatureMoments | None:
             if str(file["key"]) != key:
                 return None
             return FeatureMoments.of(torch.from_numpy(file["mean"]), torch.from_numpy(file["cov"]), int(file["count"]))
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except _TORN:
+        return None
+
+
+def _read_features(path: Path, key: str) -> Tensor | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return torch.from_numpy(file["features"]) if str(file["key"]) == key else None
+    except _TORN:
         return None
 
 
 def _write(path: Path, key: str, moments: FeatureMoments) -> None:
+    _write_arrays(
+        path,
+        key=np.array(key),
+        mean=moments.mean.cpu().numpy(),
+        cov=moments.covariance.cpu().numpy(),
+        count=np.array(moments.count),
+    )
+
+
+def _write_arrays(path: Path, **arrays: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
-            np.savez(
-                file,
-                key=np.array(key),
-                mean=moments.mean.cpu().numpy(),
-                cov=moments.covariance.cpu().numpy(),
-                count=np.array(moments.count),
-            )
+            np.savez(file, **arrays)
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)

@@ -11,7 +11,8 @@ from typing import Any
 
 from saccade.pictures.charts import line_chart
 from saccade.run.folder import write_text
-from saccade.run.metric_words import baseline_of, is_baseline, is_random, words
+from saccade.run.metric_words import baseline_of, is_baseline, is_random, is_ratio_to_start, is_spread, words
+from saccade.run.report_leads import leads
 from saccade.run.report_parts import DASH, TIMES, card, duration, embedded, number, section, table
 from saccade.run.report_style import page
 from saccade.run.run_record import Curves, RunRecord, read_run
@@ -19,6 +20,7 @@ from saccade.run.run_record import Curves, RunRecord, read_run
 _EARLIER = 3
 _SERIES = 8
 _LAYER = re.compile(r"_?(relu|conv|layer)\w*$")
+_FAMILIES = {"FID": ("fid_tf",), "Inception score": ("is_",), "precision and recall": ("precision_k", "recall_k")}
 
 
 def write_report(run_folder: Path, extra_runs: Sequence[Path] = ()) -> Path:
@@ -124,8 +126,7 @@ def _samples(run: RunRecord, title: str) -> str:
     content = "".join(_grids(name, paths) for name, paths in run.samples.items())
     if not content:
         return ""
-    lead = "Pictures held out from training: the source is repainted in the target pose; the last two columns judge it."
-    return section(title, lead, content)
+    return section(title, leads(str(run.result.get("model"))).samples, content)
 
 
 def _grids(name: str, paths: Sequence[Path]) -> str:
@@ -142,14 +143,10 @@ def _grids(name: str, paths: Sequence[Path]) -> str:
 def _attention(run: RunRecord) -> str:
     if not run.attention:
         return ""
-    lead = (
-        "Chosen points of the generated figure and the source positions they copy from. The opacity of a line is its "
-        "affinity, relative to the strongest of the same point; the small pictures show all of it, with the share of "
-        "the strongest key."
-    )
     pictures = "".join(
         embedded(path, alt=f"attention, slot {path.stem.removeprefix('attention-')}") for path in run.attention
     )
+    lead = leads(str(run.result.get("model"))).attention
     return section("Where it looks", lead, f'<div class="two">{pictures}</div>')
 
 
@@ -168,9 +165,14 @@ def _short(curves: Curves) -> Curves:
 
 
 def _chart_family(name: str) -> str:
-    """Evaluation metrics that share an axis: all L1, all ratios, all SSIM, each of the others alone."""
+    """Evaluation metrics that share an axis: all L1, all ratios, all SSIM, ..., each of the others alone."""
     stem = name.rsplit("/", 1)[-1]
     group = name.rpartition("/")[0]
+    if is_ratio_to_start(stem):
+        return name
+    for family, beginnings in _FAMILIES.items():
+        if stem.startswith(beginnings):
+            return family
     for family in ("ratio", "l1", "ssim", "lpips", "psnr"):
         if stem.startswith(family):
             return f"{group} {family}".strip()
@@ -181,7 +183,7 @@ def _curves(run: RunRecord) -> str:
     charts: list[str] = []
     families: dict[str, Curves] = {}
     for name, line in run.evaluation.items():
-        if not is_baseline(name):
+        if not is_baseline(name) and not is_spread(name):
             families.setdefault(_chart_family(name), {})[name] = line
     for family in sorted(families, key=lambda name: ("ratio" not in name, name)):
         curves = families[family]
@@ -190,7 +192,9 @@ def _curves(run: RunRecord) -> str:
             baseline = run.evaluation.get(baseline_of(name))
             if baseline is not None:
                 marks[f"{name.rsplit('/', 1)[-1]}, source unchanged"] = baseline[1][-1]
-        if "ratio" in family:
+        if is_ratio_to_start(family):
+            marks["before training"] = 1.0
+        elif "ratio" in family:
             marks["source unchanged"] = 1.0
         charts += _charts_of(f"held-out: {family.replace('/', ' ')}", _short(curves), marks)
     losses = {name: line for name, line in run.training.items() if name.startswith("loss/")}
@@ -199,6 +203,8 @@ def _curves(run: RunRecord) -> str:
     for prefix in dict.fromkeys(_LAYER.sub("", name) for name in layers):
         curves = {name: line for name, line in layers.items() if _LAYER.sub("", name) == prefix}
         charts += _charts_of(f"{prefix.rsplit('/', 1)[-1]} by layer", _short(curves))
+    sigmas = {name: line for name, line in run.training.items() if name.startswith("sigma/")}
+    charts += _charts_of("weight of each attention layer (sigma)", _short(sigmas))
     norms = {name: line for name, line in run.training.items() if name.startswith("gradient_norm/")}
     charts += _charts_of("gradient norms", _short(norms))
     if not charts:
@@ -323,15 +329,10 @@ def _from_here(folder: Path) -> Path:
 def _again(run: RunRecord) -> str:
     if not run.result:
         return ""
-    folder = f"run={_from_here(run.folder)}"
-    own = (
-        f"python scripts/morph.py {folder} \\\n"
-        "    source=<image> source_pose=<json> target_pose=<json or a sample's key>"
-    )
-    lines = [command_of(run.result), f"python evaluate.py {folder}", own]
-    lead = (
-        "Train it again (a finished run is skipped; config.yaml holds it in full), evaluate it, try your own picture."
-    )
+    folder = _from_here(run.folder)
+    own = [command.format(run=folder) for command in leads(str(run.result.get("model"))).commands]
+    lines = [command_of(run.result), f"python evaluate.py run={folder}", *own]
+    lead = "Train it again (a finished run is skipped; config.yaml holds it in full), evaluate it, try it on your own."
     return section("Run it again", lead, "<pre>" + escape("\n".join(lines)) + "</pre>")
 
 
