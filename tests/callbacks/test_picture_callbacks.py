@@ -7,20 +7,25 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from tiny_task import SIZE, Network, Pictures, TinyTask, fit
 from torch.utils.data import DataLoader
 
+from saccade.attention.pooled_block import PooledAttentionBlock
+from saccade.attention.ylg import YourLocalAttention
 from saccade.callbacks.attention_pictures import (
     AttentionPictures,
     QueryPoint,
     capture,
+    draw_slot,
     find_blocks,
     finest,
+    head_names,
     looks_of,
+    maps_of,
     query_cells,
     query_points,
 )
 from saccade.callbacks.observing import observing
-from saccade.callbacks.samples import SampleGrids
+from saccade.callbacks.samples import SampleGrids, sheet
 from saccade.data.pose import KEYPOINT_NAMES
-from saccade.geometry import Size
+from saccade.geometry import Size, SlotSpec
 
 
 class ImageLogger(DummyLogger):
@@ -173,3 +178,64 @@ def test_points_fall_into_the_cells_that_hold_them():
     points = [QueryPoint("a", -0.5, -0.5), QueryPoint("b", 31.4, 31.4), QueryPoint("c", 15.4, 16.0)]
     cells = query_cells(points, Size(32, 32), Size(4, 8))
     assert cells.tolist() == [[0, 0], [3, 7], [2, 3]]
+
+
+# ---------------------------------------------------------------------- generators from noise
+
+
+def test_a_sheet_has_a_row_a_class_and_at_most_as_many_as_asked_for():
+    generated = torch.linspace(-1, 1, 12)[:, None, None, None].expand(12, 3, 8, 8)
+    sample = {"generated": generated, "labels": torch.tensor([0, 0, 0, 4, 4, 4, 2, 2, 2, 1, 1, 1])}
+    names = ["ape", "bee", "cat", "dog", "eel"]
+    whole, two = (sheet(sample, count=count, title="t", class_names=names) for count in (9, 2))
+    assert two.shape[1] == whole.shape[1]
+    tiles = [96 * rows + 4 * (rows - 1) for rows in (4, 2)]
+    assert whole.shape[0] - two.shape[0] == tiles[0] - tiles[1]
+    unnamed = sheet(sample, count=9, title="t")
+    assert unnamed.shape[0] == whole.shape[0]
+    assert not np.array_equal(unnamed[:, :60], whole[:, :60])  # "class 4" in place of "eel"
+
+
+def test_a_sheet_without_classes_has_rows_of_eight():
+    picture = sheet({"generated": torch.zeros(16, 3, 8, 8)}, count=1, title="")
+    assert picture.shape[1] == 2 * 10 + 8 * 96 + 7 * 4
+
+
+class Pooled(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        spec = SlotSpec("up.8", 16, 16, 16, SIZE, Size(4, 4))
+        self.block = PooledAttentionBlock(spec, YourLocalAttention(spec, heads=4), qk_ratio=4)
+        self.attention_blocks = {"up.8": self.block}
+
+    def forward(self, features):
+        return self.block(features, features)
+
+
+def test_maps_of_a_pooled_block_number_its_pooled_keys_head_by_head():
+    network = Pooled().eval()
+    with capture(find_blocks(network)) as seen, torch.no_grad():
+        network(torch.randn(2, 16, *SIZE))
+    points = [QueryPoint("a", 0.0, 0.0), QueryPoint("b", 6.9, 2.2)]
+    with torch.no_grad():
+        maps = maps_of(seen["up.8"], 1, points, SIZE)
+    names = head_names(network.block, 4)
+    assert names == ["0 rtl1", "1 rtl2", "2 ltr1", "3 ltr2"]
+    for query, flat in zip(maps, (0, 2 * 8 + 7), strict=True):
+        assert query.weights.shape == (4, 4, 4)
+        np.testing.assert_allclose(query.weights.sum((1, 2)), 1.0, rtol=1e-6)
+        for head, pattern in enumerate(network.block.mixer.patterns):
+            expected = pattern(16)  # in enumeration order, which ESA permutes
+            assert query.allowed[head].sum() in expected.sum(1).tolist(), (query.name, head, flat)
+    assert (maps[1].row, maps[1].col) == pytest.approx((2.7 / 8, 7.4 / 8))
+
+
+def test_a_picture_without_joints_has_a_column_a_head():
+    network = Pooled().eval()
+    with capture(find_blocks(network)) as seen, torch.no_grad():
+        network(torch.randn(6, 16, *SIZE))
+        picture = draw_slot(seen["up.8"], {"generated": torch.rand(6, 3, *SIZE)}, title="slot", count=2)
+        one = draw_slot(seen["up.8"], {"generated": torch.rand(6, 3, *SIZE)}, title="slot", count=1)
+    assert picture.shape[1] == one.shape[1]
+    assert picture.shape[0] > 1.8 * one.shape[0]
+    assert head_names(object(), 2) == ["head 0", "head 1"]

@@ -5,7 +5,13 @@ import math
 import pytest
 import torch
 
-from saccade.losses import logistic_discriminator, nonsaturating_generator, r1_penalty
+from saccade.losses import (
+    hinge_discriminator,
+    hinge_generator,
+    logistic_discriminator,
+    nonsaturating_generator,
+    r1_penalty,
+)
 
 
 def softplus(x):
@@ -20,6 +26,25 @@ def test_logistic_values():
     assert terms["d_fake"].item() == pytest.approx((softplus(0.5) + softplus(3.0)) / 2, rel=1e-6)
 
 
+def test_hinge_values():
+    real, fake = torch.tensor([[1.5], [-2.0], [0.25]]), torch.tensor([[0.5], [-3.0], [-0.75]])
+    terms = hinge_discriminator(real, fake)
+    assert terms["d_real"].item() == pytest.approx((0.0 + 3.0 + 0.75) / 3, rel=1e-6)
+    assert terms["d_fake"].item() == pytest.approx((1.5 + 0.0 + 0.25) / 3, rel=1e-6)
+    assert hinge_generator(fake)["gan"].item() == pytest.approx((-0.5 + 3.0 + 0.75) / 3, rel=1e-6)
+    assert sum(hinge_discriminator(torch.zeros(4), torch.zeros(4)).values()) == 2  # one that knows nothing
+
+
+def test_hinge_teaches_nothing_beyond_the_margin():
+    real = torch.tensor([1.5, 0.5], dtype=torch.float64, requires_grad=True)
+    fake = torch.tensor([-1.5, -0.5], dtype=torch.float64, requires_grad=True)
+    sum(hinge_discriminator(real, fake).values()).backward()
+    assert real.grad.tolist() == [0.0, -0.5]
+    assert fake.grad.tolist() == [0.0, 0.5]
+    hinge_generator(fake)["gan"].backward()
+    assert fake.grad.tolist() == [-0.5, 0.0]  # the generator's own is constant
+
+
 def test_generator_gradient_does_not_vanish_where_the_discriminator_is_sure():
     fake = torch.tensor([-40.0], requires_grad=True)
     nonsaturating_generator(fake)["gan"].backward()
@@ -28,8 +53,9 @@ def test_generator_gradient_does_not_vanish_where_the_discriminator_is_sure():
 
 def test_half_precision_logits_give_float32_terms():
     half = torch.tensor([7.0], dtype=torch.float16)
+    hinge = [*hinge_generator(half).values(), *hinge_discriminator(half, half).values()]
     terms = {**nonsaturating_generator(half), **logistic_discriminator(half, half)}
-    assert {term.dtype for term in terms.values()} == {torch.float32}
+    assert {term.dtype for term in [*terms.values(), *hinge]} == {torch.float32}
     assert terms["d_real"].item() == pytest.approx(softplus(-7.0), rel=1e-5)
 
 

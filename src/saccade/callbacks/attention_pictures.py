@@ -1,4 +1,6 @@
-"""Attention pictures of a run (GPA paper, Fig. 9): what a few joints of the generated figure read from the source."""
+"""Attention pictures of a run: what a few joints of the generated figure read from the source (GPA paper, Fig. 9), or
+what a few points of a generated image read in it, head by head ("Your Local GAN", Fig. 6).
+"""
 
 from __future__ import annotations
 
@@ -19,6 +21,7 @@ from saccade.data.pose import KEYPOINT_NAMES
 from saccade.geometry import Size
 from saccade.pictures.attention import Look, attention_picture
 from saccade.pictures.canvas import Picture, stack, to_uint8
+from saccade.pictures.saliency import QueryMaps, query_sheet
 
 PREFIX = "attention"
 
@@ -83,8 +86,11 @@ def query_points(keypoints: Tensor, size: Size, *, count: int = MAX_POINTS) -> l
         inside = -0.5 <= x < size.cols - 0.5 and -0.5 <= y < size.rows - 0.5
         if inside and all(math.dist((x, y), (other.x, other.y)) > _APART * size.rows for other in found):
             found.append(QueryPoint(name, x, y))
-    if len(found) >= 2:
-        return found[:count]
+    return found[:count] if len(found) >= 2 else grid_points(size)
+
+
+def grid_points(size: Size) -> list[QueryPoint]:
+    """Four points inside an image of `size`, away from its border."""
     places = [(row, col) for row in (0.3, 0.7) for col in (0.3, 0.7)]
     return [
         QueryPoint(f"point {index + 1}", col * (size.cols - 1), row * (size.rows - 1))
@@ -145,12 +151,17 @@ def _size(maps: Tensor) -> Size:
     return Size(int(maps.shape[-2]), int(maps.shape[-1]))
 
 
-def looks_of(seen: Seen, item: int, points: Sequence[QueryPoint], image: Size) -> list[Look]:
-    """What each point reads in picture `item` of the batch, as the mean over the heads."""
+def _weights_of(seen: Seen, item: int, points: Sequence[QueryPoint], image: Size) -> tuple[Tensor, Tensor]:
+    """Key indices and weights of each point in picture `item` of the batch: (G, Q, K) each, on the CPU."""
     q_map, kv_map = seen.q_map[item : item + 1], seen.kv_map[item : item + 1]
     cells = query_cells(points, image, _size(q_map)).to(q_map.device)
     found = seen.block.weights(q_map, kv_map, cells)
-    indices, weights = found.indices[0].cpu(), found.weights[0].double().cpu()  # (G, Q, K)
+    return found.indices[0].cpu(), found.weights[0].double().cpu()
+
+
+def looks_of(seen: Seen, item: int, points: Sequence[QueryPoint], image: Size) -> list[Look]:
+    """What each point reads in picture `item` of the batch, as the mean over the heads."""
+    indices, weights = _weights_of(seen, item, points, image)
     heads = weights.shape[0]
     return [
         Look(
@@ -164,8 +175,46 @@ def looks_of(seen: Seen, item: int, points: Sequence[QueryPoint], image: Size) -
     ]
 
 
+def maps_of(seen: Seen, item: int, points: Sequence[QueryPoint], image: Size) -> list[QueryMaps]:
+    """What each point reads in picture `item` of the batch, head by head. A key of no weight counts as not allowed."""
+    indices, weights = _weights_of(seen, item, points, image)
+    heads = weights.shape[0]
+    key_size = getattr(seen.block, "key_size", None)  # a block may pool the map of its keys
+    keys: Size = _size(seen.kv_map) if key_size is None else key_size(_size(seen.kv_map))
+    found = []
+    for place, point in enumerate(points):
+        shares = torch.zeros(heads, keys.area, dtype=torch.float64)
+        shares.scatter_add_(1, indices[:, place], weights[:, place])
+        maps = shares.reshape(heads, keys.rows, keys.cols).numpy()
+        row, col = (point.y + 0.5) / image.rows, (point.x + 0.5) / image.cols
+        found.append(QueryMaps(point.name, row, col, maps, maps > 0))
+    return found
+
+
+def head_names(block: object, heads: int) -> list[str]:
+    """`0 rtl1` where a backend's heads have patterns, else `head 0`."""
+    patterns = getattr(getattr(block, "mixer", None), "patterns", ())
+    if len(patterns) != heads:
+        return [f"head {head}" for head in range(heads)]
+    return [f"{head} {getattr(pattern, 'name', pattern)}" for head, pattern in enumerate(patterns)]
+
+
+def draw_heads(seen: Seen, generated: Tensor, *, title: str, count: int = 2) -> Picture:
+    """What a grid of points reads in each of `count` images, spread over the batch: a row a point, a column a head."""
+    image, batch = _size(generated), int(generated.shape[0])
+    count = min(count, batch)
+    pictures = []
+    for item in (place * batch // count for place in range(count)):
+        maps = maps_of(seen, item, grid_points(image), image)
+        names = head_names(seen.block, maps[0].weights.shape[0])
+        pictures.append(query_sheet(to_uint8(generated[item]), maps, names, title=title if item == 0 else ""))
+    return stack(pictures)
+
+
 def draw_slot(seen: Seen, sample: Mapping[str, Tensor], *, title: str, count: int = 2) -> Picture:
-    """The attention pictures of the first `count` samples at one slot, under each other."""
+    """The attention pictures of `count` samples at one slot, under each other."""
+    if "target_keypoints" not in sample:
+        return draw_heads(seen, sample["generated"], title=title, count=count)
     pictures = []
     for item in range(min(count, sample["generated"].shape[0])):
         image = _size(sample["generated"])

@@ -1,7 +1,8 @@
-"""Resume points and a clean stop: checkpoints that are whole or absent, and Ctrl-C that loses nothing."""
+"""Resume points, a run's best weights, and a clean stop: files that are whole or absent, Ctrl-C that loses nothing."""
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
@@ -24,6 +25,9 @@ class ResumePoint(pl.Callback):
     SIGINT or SIGTERM lets the running step finish, saves, and stops; the second stops at once, leaving the last
     checkpoint.
 
+    An evaluation that is due before the first step runs first: one that a stop cut short, and the one before training
+    of a task that asks for it (`score_start`).
+
     Args:
         path: of the checkpoint.
         every_images: images seen between two checkpoints.
@@ -36,16 +40,19 @@ class ResumePoint(pl.Callback):
         self._handlers: dict[int, Any] = {}
         self._since = 0.0
         self._saved_at = -1
+        self._evaluating = False
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds + (time.monotonic() - self._since if self._since else 0.0)}
+        seconds = self.seconds + (time.monotonic() - self._since if self._since else 0.0)
+        return {"seconds": seconds, "evaluating": self._evaluating}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds = float(state_dict["seconds"])
+        self._evaluating = bool(state_dict.get("evaluating", False))
 
     def save(self, trainer: pl.Trainer, images_seen: int) -> None:
         """Write the checkpoint of this very moment, between two steps."""
-        if images_seen == self._saved_at:
+        if images_seen == self._saved_at and not self._evaluating:
             return
         temporary = self.path.with_suffix(".ckpt.tmp")
         trainer.save_checkpoint(temporary)
@@ -64,6 +71,8 @@ class ResumePoint(pl.Callback):
                 self._handlers[number] = signal.signal(number, self._on_signal)
         except ValueError:  # not the main thread: signals stay with whoever runs us
             self._handlers.clear()
+        if self._evaluating or (self._saved_at == 0 and getattr(pl_module, "score_start", False)):
+            evaluate_now(trainer)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         images_seen = int(pl_module.images_seen)  # type: ignore[arg-type]
@@ -76,7 +85,11 @@ class ResumePoint(pl.Callback):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self._evaluating = True
             self.save(trainer, int(pl_module.images_seen))  # type: ignore[arg-type]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._evaluating = False
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         if self.interrupted:
@@ -109,3 +122,50 @@ class ResumePoint(pl.Callback):
             return self.interrupted
         flag = torch.tensor(float(self.interrupted), device=pl_module.device)
         return bool(trainer.strategy.reduce(flag, reduce_op="max") > 0)
+
+
+def evaluate_now(trainer: pl.Trainer) -> None:
+    """Run the validation loop between two training steps, as Lightning does when one is due."""
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
+
+
+class BestPoint(pl.Callback):
+    """Keep checkpoints/best.ckpt: the weights of the evaluation with the lowest value of the task's `selection`.
+
+    The file holds `state_dict`, and in `best` the metric's name (`selected_by`), its `value`, `images_seen` and all
+    `metrics` of that evaluation. It is no resume point. What was best so far is read from the file itself, so a run
+    that was killed goes on with the file it left. A task without `selection` keeps none.
+
+    Args:
+        path: of the checkpoint.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def record(self) -> dict[str, Any]:
+        """What is known of the best evaluation so far; empty if there was none."""
+        if not self.path.is_file():
+            return {}
+        return dict(torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)["best"])
+
+    def consider(self, trainer: pl.Trainer, task: Any) -> None:
+        """Keep the present weights if their evaluation is the best so far; called on every rank."""
+        name, metrics = getattr(task, "selection", None), getattr(task, "evaluation", {})
+        if not trainer.is_global_zero or name is None or not math.isfinite(metrics.get(name, math.nan)):
+            return
+        if metrics[name] >= self.record().get("value", math.inf):
+            return
+        best = {"selected_by": name, "value": metrics[name], "images_seen": int(task.images_seen), "metrics": metrics}
+        temporary = self.path.with_suffix(".ckpt.tmp")
+        torch.save({"state_dict": task.state_dict(), "best": best}, temporary)
+        os.replace(temporary, self.path)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.sanity_checking and trainer.state.fn == "fit":
+            self.consider(trainer, pl_module)
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.consider(trainer, pl_module)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from saccade.callbacks.allocation import METHOD as COUNTED
 from saccade.callbacks.allocation import count_allocations
 from saccade.callbacks.attention_pictures import find_blocks
-from saccade.geometry import SlotSpec
+from saccade.geometry import Size, SlotSpec
 
 ALLOCATOR = "CUDA caching allocator"
 PROTOCOL = (
@@ -73,9 +73,10 @@ def _run_blocks(blocks: Mapping[str, nn.Module], device: torch.device) -> None:
     inputs: list[Tensor] = []
     for block in copies.values():
         spec = cast(HasSpec, block).spec
+        kv_size: Size = getattr(block, "kv_map_size", spec.kv_size)  # where the block pools, that of its input
         maps = [
             torch.randn(1, channels, *size, device=device, requires_grad=True)
-            for channels, size in ((spec.q_channels, spec.q_size), (spec.kv_channels, spec.kv_size))
+            for channels, size in ((spec.q_channels, spec.q_size), (spec.kv_channels, kv_size))
         ]
         inputs += maps
         outputs.append(block(*maps))

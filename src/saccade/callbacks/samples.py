@@ -1,16 +1,46 @@
-"""Image grids of a run: source, poses, generated, target and error of one fixed batch, as training goes on."""
+"""Image grids of a run, of one fixed batch, as training goes on.
+
+Of poses: source, poses, generated, target and error. Of a generator from noise: a row a class.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+from torch import Tensor
 
 from saccade.callbacks.observing import PictureCallback, images_seen, sampling_batch
+from saccade.pictures.canvas import Picture, to_uint8
+from saccade.pictures.class_grid import Row, class_grid
 from saccade.pictures.grid import sample_grid
 
 PREFIX = "samples"
+_COLUMNS = 8  # of images without classes
+
+
+def sheet(sample: Mapping[str, Tensor], *, count: int, title: str, class_names: Sequence[str] | None = None) -> Picture:
+    """One sample as a picture: a pose task's sheet, or rows of generated images with the names of their classes.
+
+    Args:
+        sample: what `saccade.pictures.grid.sample_grid` takes; or `generated` (B, 3, Y, X) with, where there are
+            classes, `labels` (B,): images of one class stand together, as many of each.
+        count: rows at most.
+    """
+    if "source" in sample:
+        note = "error: absolute difference, mean over colours; black is none, pale yellow half the range or more"
+        return sample_grid(sample, count=count, title=title, note=note)
+    pictures, labels = list(to_uint8(sample["generated"])), sample.get("labels")
+    if labels is None:
+        rows = [Row("", pictures[at : at + _COLUMNS]) for at in range(0, len(pictures), _COLUMNS)]
+        return class_grid(rows[:count], title=title)
+    classes = list(dict.fromkeys(labels.tolist()))
+    names = [class_names[label] if class_names is not None else f"class {label}" for label in classes]
+    columns = len(pictures) // len(classes)
+    rows = [Row(name, pictures[row * columns : (row + 1) * columns]) for row, name in enumerate(names)]
+    return class_grid(rows[:count], title=title, note="each column has one latent vector")
 
 
 class SampleGrids(PictureCallback):
@@ -32,11 +62,7 @@ class SampleGrids(PictureCallback):
 
     def draw(self, trainer: pl.Trainer, task: Any) -> None:
         now = images_seen(task)
+        names = getattr(getattr(trainer, "datamodule", None), "class_names", None)
         for name, sample in task.samples(sampling_batch(task)).items():
-            picture = sample_grid(
-                sample,
-                count=self.count,
-                title=f"{name}, after {now:,} images",
-                note="error: absolute difference, mean over colours; black is none, pale yellow half the range or more",
-            )
+            picture = sheet(sample, count=self.count, title=f"{name}, after {now:,} images", class_names=names)
             self.keep(trainer, task, f"{PREFIX}-{name}-{now:010d}", picture, key=f"{PREFIX}/{name}")

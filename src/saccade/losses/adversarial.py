@@ -1,4 +1,6 @@
-"""Non-saturating logistic GAN loss and R1 penalty, as in StyleGAN2 (Karras et al. 2020, section 2 and appendix B).
+"""GAN losses: logistic with R1 penalty as in StyleGAN2 (Karras et al. 2020, section 2 and appendix B), and hinge.
+
+The hinge loss is that of Lim and Ye (arXiv 1705.02894) as SAGAN has it (Zhang et al., arXiv 1805.08318, eq. 4).
 
 Every value is computed in float32 or wider, whatever the precision of the logits.
 """
@@ -29,6 +31,28 @@ def logistic_discriminator(real_logits: Tensor, fake_logits: Tensor) -> dict[str
     return {
         "d_real": F.softplus(-_wide(real_logits)).mean(),
         "d_fake": F.softplus(_wide(fake_logits)).mean(),
+    }
+
+
+def hinge_generator(fake_logits: Tensor) -> dict[str, Tensor]:
+    """Generator's hinge loss: mean -D(fake).
+
+    Args:
+        fake_logits: the discriminator's raw output for generated images, any shape.
+    """
+    return {"gan": -_wide(fake_logits).mean()}
+
+
+def hinge_discriminator(real_logits: Tensor, fake_logits: Tensor) -> dict[str, Tensor]:
+    """Discriminator's hinge loss in two terms: mean max(0, 1 - D(real)) and mean max(0, 1 + D(fake)).
+
+    Args:
+        real_logits: raw output for real images, any shape.
+        fake_logits: raw output for generated (detached) images.
+    """
+    return {
+        "d_real": F.relu(1 - _wide(real_logits)).mean(),
+        "d_fake": F.relu(1 + _wide(fake_logits)).mean(),
     }
 
 

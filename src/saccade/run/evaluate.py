@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
@@ -13,11 +13,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from saccade.run.config import CONF, register
 
-USAGE = """usage: python evaluate.py run=<run folder> [attention=<backend>] [<key>=<value> ...]
+USAGE = """usage: python evaluate.py run=<run folder> [weights=last|best] [attention=<backend>] [<key>=<value> ...]
        python evaluate.py images=<folder> reference=<folder> [out=<file.json>]
 
 run=        evaluate the weights of a run (checkpoints/last.ckpt, or weights.pt) on its test data; any key of its
             config.yaml can be changed: budget.eval_samples=500, data.source=files, runtime.data_dir=/data
+weights=    best takes checkpoints/best.ckpt, chosen by the run's own score, where its task keeps one
 attention=  put another backend into the run's slots first: train with one, test with another
 images=     score a folder of pictures against reference=, file by file, under the same protocols;
             names=<metric,metric,...> chooses them (saccade.metrics.pairs.METRIC_NAMES)
@@ -58,11 +59,11 @@ def _parse(arguments: list[str]) -> dict[str, str]:
 
 
 def evaluate_run(path: Path, options: dict[str, str]) -> dict[str, Any]:
-    """Evaluate a run and write `evaluations/<attention>-<signature>.json` and pictures into its folder.
+    """Evaluate a run and write `evaluations/[best-]<attention>-<signature>/` with record and pictures into its folder.
 
     Args:
         path: run folder.
-        options: `attention` and dotted keys of the configuration, with their new values.
+        options: `attention`, `weights` and dotted keys of the configuration, with their new values.
 
     Returns:
         The record, with metrics under their protocol names.
@@ -77,10 +78,12 @@ def evaluate_run(path: Path, options: dict[str, str]) -> dict[str, Any]:
     from saccade.run.build import build_data, build_trainer, export_folders
     from saccade.run.folder import RunFolder
     from saccade.run.identity import resolve_autos, signature
-    from saccade.run.load import load_task
+    from saccade.run.load import checkpoint_of, load_task
     from saccade.run.train import describe, machine
 
     folder = RunFolder(path)
+    weights = cast(Any, options.pop("weights", "last"))
+    checkpoint_of(folder, weights)  # a wrong word must fail before anything is built
     config = folder.read_config()
     trained = config.attention.name
     if "attention" in options:
@@ -88,8 +91,9 @@ def evaluate_run(path: Path, options: dict[str, str]) -> dict[str, Any]:
     config = override(config, options)
     export_folders(config)
     notices = resolve_autos(config)
-    config, task = load_task(path, config)
-    out = folder.path / "evaluations" / f"{config.attention.name}-{signature(config)}"
+    config, task = load_task(path, config, weights=weights)
+    name = f"{config.attention.name}-{signature(config)}"
+    out = folder.path / "evaluations" / (name if weights == "last" else f"{weights}-{name}")
     banner.show(config, out, notices)
     data = build_data(config)
     dispatch.reset_ledger()
@@ -105,6 +109,7 @@ def evaluate_run(path: Path, options: dict[str, str]) -> dict[str, Any]:
         "status": "evaluated",
         **describe(config, folder.path.name, notices),
         "trained_with": trained,
+        "weights": weights,
         "images_seen": int(task.images_seen),
         "metrics": {key.removeprefix("eval/"): value for key, value in metrics.items() if key.startswith("eval/")},
         "ledger": dispatch.ledger(),

@@ -27,7 +27,8 @@ def write_text(path: Path, text: str) -> None:
 class RunFolder:
     """Paths and records of one run.
 
-    Layout: config.yaml, result.json, metrics/{train,eval}.csv, checkpoints/last.ckpt, pictures/*.png, report.html.
+    Layout: config.yaml, result.json, metrics/{train,eval}.csv, checkpoints/last.ckpt and, of tasks that choose one,
+    best.ckpt, pictures/*.png, report.html.
 
     Raises:
         RuntimeError: the folder cannot be written.
@@ -65,6 +66,10 @@ class RunFolder:
     @property
     def checkpoint(self) -> Path:
         return self.checkpoints / "last.ckpt"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.checkpoints / "best.ckpt"
 
     @property
     def result_file(self) -> Path:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Better = Literal["lower", "higher", ""]
+START = "_ratio_to_start"
 
 
 @dataclass(frozen=True)
@@ -38,19 +39,43 @@ _WORDS: tuple[tuple[str, MetricWords], ...] = (
     ("fid_pytorch_fid", MetricWords("Fréchet distance as pytorch-fid computes it", "lower")),
     ("fid_torchvision", MetricWords("Fréchet distance, torchvision-Inception (the GFLA family)", "lower")),
     ("fid", MetricWords("Fréchet Inception distance; protocol as in the name", "lower")),
+    ("is_tf_inception", MetricWords("Inception score, 1008 logits of TF-Inception, all images at once", "higher")),
+    ("is_random", MetricWords("Inception score over random logits: comparable with nothing published", "higher")),
+    ("precision_k3", MetricWords("share of generated images among the real ones, in that feature space", "higher")),
+    ("recall_k3", MetricWords("share of real images among the generated ones, in that feature space", "higher")),
+    ("diversity_to_real", MetricWords("how far samples differ from each other, over what real images do", "")),
     ("frechet_random", MetricWords("Fréchet distance over random features: comparable with no published FID", "lower")),
     ("frechet_proxy", MetricWords("Fréchet distance over a small random network: a proxy, not FID", "lower")),
     ("coverage", MetricWords("share of full attention's mass that the selected keys hold", "higher")),
 )  # fmt: skip
 
 
+# What stands at the end of a name, before the truncation, says that the number is not the metric itself.
+_ENDINGS: tuple[tuple[str, str, Better | None], ...] = (
+    ("_10splits_std", "spread over ten parts of the set: ", ""),
+    ("_10splits", "mean over ten parts of the set: ", None),
+    (START, "over its value before training: ", None),
+)
+
+
 def words(name: str) -> MetricWords:
     """What is known of a metric by its name; empty words for a name that nobody described."""
     stem = name.rsplit("/", 1)[-1].removesuffix("_unchanged")
-    for prefix, found in _WORDS:
-        if stem.startswith(prefix):
-            return found
-    return MetricWords("", "")
+    known = next((found for prefix, found in _WORDS if stem.startswith(prefix)), MetricWords("", ""))
+    for ending, told, better in _ENDINGS:
+        if known.what and ending in stem:
+            return MetricWords(told + known.what, known.better if better is None else better)
+    return known
+
+
+def is_spread(name: str) -> bool:
+    """Whether a number tells how far another one scatters."""
+    return "_std" in name
+
+
+def is_ratio_to_start(name: str) -> bool:
+    """Whether a metric is divided by its value before training."""
+    return name.endswith(START)
 
 
 def baseline_of(name: str) -> str:

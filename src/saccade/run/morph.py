@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from saccade.data.images import SIDES, Box, Side, crop, place
 from saccade.geometry import Size
+from saccade.run.arguments import read_choice, read_options, run_command
 
 USAGE = """usage: python scripts/morph.py run=<run folder> source=<image> source_pose=<json> target_pose=<json or key>
                                [target_size=<rows>x<cols>] [out=<file.png>] [upscale=true|false]
@@ -61,27 +61,11 @@ def parse(arguments: Sequence[str]) -> Request:
     Raises:
         ValueError: an argument that is not key=value, an unknown, repeated or missing key, or a wrong value.
     """
-    options: dict[str, str] = {}
-    for argument in arguments:
-        key, sign, value = argument.partition("=")
-        if not sign or not value:
-            raise ValueError(f"{argument!r} is not of the form key=value\n\n{USAGE}")
-        if key not in (*_REQUIRED, *_OPTIONAL):
-            near = difflib.get_close_matches(key, (*_REQUIRED, *_OPTIONAL), n=1)
-            hint = f"; did you mean {near[0]}=?" if near else ""
-            raise ValueError(f"{key}= is not an option{hint}\n\n{USAGE}")
-        if key in options:
-            raise ValueError(f"{key}= is given twice")
-        options[key] = value
-    missing = [f"{key}=" for key in _REQUIRED if key not in options]
-    if missing:
-        raise ValueError(f"missing: {', '.join(missing)}\n\n{USAGE}")
+    options = read_options(arguments, required=_REQUIRED, optional=_OPTIONAL, usage=USAGE)
     source = Path(options["source"]).expanduser()
     out = Path(options.get("out", f"{source.stem}-morph.png")).expanduser()
     if out.suffix.lower() != ".png":
         raise ValueError(f"out={out}: the morph is written as PNG, so its name ends in .png")
-    if options.get("upscale", "true") not in ("true", "false"):
-        raise ValueError(f"upscale={options['upscale']}: choose true or false")
     return Request(
         run=Path(options["run"]).expanduser(),
         source=source,
@@ -89,7 +73,7 @@ def parse(arguments: Sequence[str]) -> Request:
         target_pose=options["target_pose"],
         target_size=_size(options["target_size"]) if "target_size" in options else None,
         out=out,
-        upscale=options.get("upscale", "true") == "true",
+        upscale=read_choice(options, "upscale", ("true", "false")) == "true",
     )
 
 
@@ -205,22 +189,15 @@ def _canvas(config: DictConfig) -> tuple[Size, Side]:
     return Size.of(model["image_size"]), side
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of scripts/morph.py.
+def _work(arguments: Sequence[str]) -> list[str]:
+    written = morph(parse(arguments))
+    return [
+        f"morph:     {written.morph}",
+        f"attention: {written.attention or 'none: this network attends nowhere'}",
+        f"sheet:     {written.sheet}",
+    ]
 
-    Returns:
-        The exit code: 0; 1 after an error that the user can mend; 2 if nothing was asked.
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if arguments else 2
-    try:
-        written = morph(parse(arguments))
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    print(f"morph:     {written.morph}")
-    print(f"attention: {written.attention or 'none: this network attends nowhere'}")
-    print(f"sheet:     {written.sheet}")
-    return 0
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of scripts/morph.py; returns the exit code."""
+    return run_command(arguments, USAGE, _work)

@@ -20,7 +20,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 import saccade
 from saccade.callbacks.attention_pictures import AttentionPictures
-from saccade.callbacks.checkpoint import ResumePoint, TrainingInterrupted
+from saccade.callbacks.checkpoint import BestPoint, ResumePoint, TrainingInterrupted
 from saccade.callbacks.memory import MemoryRecord
 from saccade.callbacks.progress import ImagesProgress
 from saccade.callbacks.samples import SampleGrids
@@ -48,6 +48,7 @@ def train(config: DictConfig) -> dict[str, Any]:
     Raises:
         ValueError, RuntimeError, FileNotFoundError: something the user can mend.
         TrainingInterrupted: a signal stopped it; the same command resumes.
+        NonFiniteTraining, TrainingCollapsed: the task gave up, leaving its checkpoints.
     """
     export_folders(config)
     notices = resolve_autos(config)
@@ -77,12 +78,13 @@ def _run(config: DictConfig, name: str, folder: RunFolder, notices: list[str]) -
     if resume:
         log.info("Resuming at image %s of %s", f"{seen:,}", f"{config.budget.images:,}")
     point = ResumePoint(folder.checkpoint, every_images=config.budget.checkpoint_every)
-    memory = MemoryRecord()
+    memory, best = MemoryRecord(), BestPoint(folder.best_checkpoint)
     callbacks = [
         memory,
         SampleGrids(folder.pictures, count=config.budget.pictures),
         AttentionPictures(folder.pictures),
         ImagesProgress(total=config.budget.images, style=config.runtime.progress),
+        best,
         point,
     ]
     loggers: list[Logger] = [record]
@@ -117,6 +119,7 @@ def _run(config: DictConfig, name: str, folder: RunFolder, notices: list[str]) -
         "seconds_this_session": round(time.monotonic() - started, 1),
         "headline": task.headline,
         "metrics": {key.removeprefix("eval/"): value for key, value in metrics.items() if key.startswith("eval/")},
+        **best_of(best.record()),
         "memory": memory.record(),
         "nonfinite_steps": task.nonfinite_steps,
         "ledger": dispatch.ledger(),
@@ -142,6 +145,17 @@ def verdict(config: DictConfig, task: Any, metrics: Mapping[str, float]) -> bool
     if limit is None or task.headline is None:
         return None
     return bool(metrics[f"eval/{task.headline}"] <= limit)
+
+
+def best_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What result.json says of the best checkpoint, beside the metrics of the last weights; nothing where none is kept.
+
+    Both are scores of the test data, and the choice is made by one of them.
+    """
+    if not record:
+        return {}
+    note = "the lowest of all evaluations by the score that is reported: optimistic, as published best values are"
+    return {"best": {**record, "checkpoint": "checkpoints/best.ckpt", "note": note}}
 
 
 def describe(config: DictConfig, name: str, notices: list[str]) -> dict[str, Any]:

@@ -38,20 +38,32 @@ class Ema(nn.Module):
 
     Args:
         network: copied; its buffers are copied at every update, not averaged.
-        half_life: images after which an old weight counts half (StyleGAN2: 10,000).
+        half_life: images after which an old weight counts half (StyleGAN2: 10,000). 0 averages nothing: `network` is
+            then the trained network itself and no copy.
         rampup: the half-life is at most this share of the images seen so far (StyleGAN3: 0.05); None switches it off.
+        start: images before which the copy just follows (BigGAN: the images of 2,000 or 20,000 steps).
+
+    Raises:
+        ValueError: a negative half-life or start.
     """
 
-    def __init__(self, network: nn.Module, *, half_life: float, rampup: float | None = 0.05) -> None:
+    def __init__(
+        self, network: nn.Module, *, half_life: float, rampup: float | None = 0.05, start: float = 0.0
+    ) -> None:
         super().__init__()
-        self.network = copy.deepcopy(network).requires_grad_(False).eval()
-        self.half_life, self.rampup = half_life, rampup
+        if half_life < 0 or start < 0:
+            raise ValueError(f"ema: half_life and start are images, 0 or more; got {half_life} and {start}")
+        self.averages = half_life > 0
+        self.network = copy.deepcopy(network).requires_grad_(False).eval() if self.averages else network
+        self.half_life, self.rampup, self.start = half_life, rampup, start
 
     @torch.no_grad()
     def update(self, source: nn.Module, *, images_seen: int, images_step: int) -> None:
         """Move towards `source` by one step of `images_step` images."""
+        if not self.averages:
+            return
         half_life = self.half_life if self.rampup is None else min(self.half_life, self.rampup * images_seen)
-        decay = 0.5 ** (images_step / max(half_life, 1e-8))
+        decay = 0.5 ** (images_step / max(half_life, 1e-8)) if images_seen >= self.start else 0.0
         ours: list[Tensor] = list(self.network.parameters())
         theirs: list[Tensor] = list(source.parameters())
         torch._foreach_lerp_(ours, theirs, 1.0 - decay)
@@ -71,6 +83,8 @@ class Task(pl.LightningModule):
 
     images_seen: Tensor
     headline: str | None = None  # the metric that sweeps minimise and a budget may limit
+    selection: str | None = None  # the metric, lower is better, by which the best checkpoint is kept; None keeps none
+    exported: tuple[str, ...] = ("generator",)  # what leaves with a run's weights; the generator is the averaged one
 
     def __init__(self, *, images: int, seed: int, schedule: Schedule | None = None, max_nonfinite: int = 50) -> None:
         super().__init__()
@@ -78,6 +92,7 @@ class Task(pl.LightningModule):
         self.images, self.seed, self.max_nonfinite = images, seed, max_nonfinite
         self.schedule = schedule or Schedule()
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
+        self.evaluation: dict[str, float] = {}  # the metrics of the last evaluation
         self.nonfinite_steps = 0
         self._nonfinite_run = 0
         self._base_lr: dict[int, list[float]] = {}
@@ -102,6 +117,11 @@ class Task(pl.LightningModule):
 
     # ------------------------------------------------------------------ one step
 
+    def on_train_start(self) -> None:
+        """A run that was stopped between its last step and its record trains no further."""
+        if int(self.images_seen) >= self.images:
+            self.trainer.should_stop = True
+
     def begin_step(self, batch_size: int) -> None:
         """Seed this step's randomness and set the learning rates."""
         torch.manual_seed(step_seed(self.seed, int(self.images_seen), self.global_rank))
@@ -120,18 +140,22 @@ class Task(pl.LightningModule):
             self.trainer.should_stop = True
         return images
 
-    def backward_terms(self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: float = 1.0) -> bool:
+    def backward_terms(
+        self, terms: Mapping[str, Tensor], weights: Mapping[str, float], scale: float = 1.0, *, log: bool = True
+    ) -> bool:
         """Weigh, log and sum named loss terms and run their backward pass.
 
         Returns:
-            Whether the loss was finite; if not, no backward pass ran.
+            Whether the loss was finite; if not, no backward pass ran. With several ranks it runs all the same, so that
+            none waits for another, and the gradients of all of them are not finite.
         """
         total = scale * weighted_sum(terms, {name: weights[name] for name in terms})
-        self.log_dict({f"loss/{name}": term.detach().float() for name, term in terms.items()})
-        if not bool(torch.isfinite(total)):
-            return False
-        self.manual_backward(total)
-        return True
+        if log:
+            self.log_dict({f"loss/{name}": term.detach().float() for name, term in terms.items()})
+        finite = bool(torch.isfinite(total))
+        if finite or self.trainer.world_size > 1:
+            self.manual_backward(total)
+        return finite
 
     def guarded_step(self, name: str, optimiser: Any, parameters: list[nn.Parameter], finite: bool) -> None:
         """Step unless the loss or the gradient is not finite; count such steps, stop after too many in a row.
@@ -141,6 +165,8 @@ class Task(pl.LightningModule):
         """
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         scaled = self._uses_loss_scaling()
+        if scaled and not finite and gradients:
+            gradients[0].fill_(torch.inf)  # or the scaler would step by the passes that were finite
         if finite and gradients:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float())
             finite = bool(torch.isfinite(norm))
@@ -160,6 +186,12 @@ class Task(pl.LightningModule):
                 f"{int(self.images_seen)}. The last checkpoint is intact. Try a lower learning rate (task.module."
                 f"{name}_optimiser.lr), numerics=fp32, or look for broken images in the data."
             )
+
+    def log_evaluation(self, metrics: Mapping[str, float]) -> None:
+        """Log under eval/, on the clock of images seen."""
+        self.evaluation = dict(metrics)
+        self.log_dict({f"eval/{name}": value for name, value in metrics.items()}, rank_zero_only=True)
+        self.log("images_seen", self.images_seen.double(), rank_zero_only=True)
 
     def _uses_loss_scaling(self) -> bool:
         return getattr(self.trainer.precision_plugin, "scaler", None) is not None

@@ -7,7 +7,7 @@ unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -154,11 +154,6 @@ class DistortionTask(AdversarialTask):
             means["distortion/l1_figure_unchanged"], 1e-12
         )
         return means
-
-    def log_evaluation(self, metrics: Mapping[str, float]) -> None:
-        """Log under eval/, on the clock of images seen."""
-        self.log_dict({f"eval/{name}": value for name, value in metrics.items()}, rank_zero_only=True)
-        self.log("images_seen", self.images_seen.double(), rank_zero_only=True)
 
     def _add(self, name: str, value: float, count: float) -> None:
         self._sums[name] = self._sums.get(name, 0.0) + value
