@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= $(shell sh scripts/pick_torch.sh)
 RUN    := $(VENV)/bin/python
-.PHONY: setup demo test test-all test-gpu check format bench bench-table1 doctor clean
+.PHONY: setup demo demo-sagan test test-all test-gpu check format bench bench-table1 bench-step doctor clean
 
 setup: $(VENV)/.done  ## the environment; TORCH=cpu|cuda|legacy-gpu overrides what this machine suggests
 $(VENV)/.done: pyproject.toml constraints/$(TORCH).txt $(wildcard src/saccade/kernels/patchmatch*)
@@ -12,6 +12,9 @@ $(VENV)/.done: pyproject.toml constraints/$(TORCH).txt $(wildcard src/saccade/ke
 
 demo: setup  ## train on stand-in data, evaluate, and write report.html: a few minutes on two CPU cores
 	$(RUN) train.py model=posemorph attention=gpa budget=demo
+
+demo-sagan: setup  ## the same for the GAN: ten stand-in classes at 32x32
+	$(RUN) train.py model=sagan attention=ylg budget=demo
 
 test: setup  ## the fast suite
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -m "not slow and not gpu"
@@ -37,6 +40,9 @@ bench: setup  ## time, memory and error of every attention backend, judged by th
 
 bench-table1: setup  ## memory beside PSAL's Table 1 and GPA's Figure 5, in the papers' layout
 	$(RUN) scripts/bench_attention.py --suites memory --tables
+
+bench-step: setup  ## a training step of SAGAN and the attention's share in it, for every backend
+	$(RUN) scripts/bench_step.py --check
 
 doctor: setup  ## what will and will not run on this machine
 	$(RUN) scripts/doctor.py

@@ -94,6 +94,8 @@ def _figures(row: dict[str, Any]) -> str:
         ("wall_ms_median", "{:10.1f} ms"),
         ("cpu_ms_median", "{:10.1f} ms CPU"),
         ("peak_new_mib", "{:9.2f} MiB"),
+        ("saved_mib", "saved {:.2f} MiB"),
+        ("attention_share", "attention {:.1%}"),
         ("error", "error {:.3f}"),
         ("match_cost", "match {:.4f}"),
         ("kernel", " {}"),
@@ -103,12 +105,12 @@ def _figures(row: dict[str, Any]) -> str:
     return " ".join(words)
 
 
-def write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+def write_csv(path: Path, rows: Iterable[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
     """Write the rows under a temporary name, then rename: an interrupted run leaves the old file whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(file, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     partial.replace(path)
@@ -245,14 +247,16 @@ def _change(text: str) -> tuple[str, str, Any]:
         return name, option, value
 
 
-def save(rows: Sequence[dict[str, Any]], folder: Path, found: dict[str, Any]) -> list[Path]:
+def save(
+    rows: Sequence[dict[str, Any]], folder: Path, found: dict[str, Any], columns: Sequence[str] = COLUMNS
+) -> list[Path]:
     """A CSV for each suite, the conditions in its name."""
     paths = []
     for suite in dict.fromkeys(row["suite"] for row in rows):
         own = [row for row in rows if row["suite"] == suite]
         threads = sorted({row["threads"] for row in own})
         paths.append(folder / f"{file_stem(suite, found, threads, sorted({row['dtype'] for row in own}))}.csv")
-        write_csv(paths[-1], own)
+        write_csv(paths[-1], own, columns)
     return paths
 
 

@@ -5,6 +5,7 @@
     python scripts/draw_flow.py --patterns ltr strided_released --n 16 --out flow.png
     python scripts/draw_flow.py --patterns ltr rtl --grid 8 8            # on a grid, enumerated by distance (ESA)
     python scripts/draw_flow.py --patterns ltr1,strided2                 # any steps of the library, in order
+    python scripts/draw_flow.py --table                                  # the counts of every pair, as Markdown
 
 A red cell or a dashed line is an input that has no path to an output: no Full Information.
 """
@@ -18,18 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from saccade.attention.flow_picture import FlowRow, draw_flows, summary
+from saccade.attention.flow_table import PAIRS, missing_table, paths_table
 from saccade.geometry import Size
 from saccade.ops.ylg.patterns import ORDERS, PATTERNS, Order, grid_mask, order_of
-
-PAIRS = {
-    "ltr": ("Left to right", ("ltr1", "ltr2")),
-    "rtl": ("Right to left", ("rtl1", "rtl2")),
-    "fixed": ("Fixed", ("fixed1", "fixed2")),
-    "strided": ("Strided, two-sided window", ("strided1_two_sided", "strided2")),
-    "strided_circular": ("Strided, circular window", ("strided1_circular", "strided2")),
-    "strided_released": ("Strided, as released", ("strided1", "strided2")),
-    "strided_original": ("Strided, Sparse Transformer", ("strided1", "strided2_causal")),
-}
 
 
 def parser() -> argparse.ArgumentParser:
@@ -47,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     cli.add_argument("--grid", type=int, nargs=2, metavar=("ROWS", "COLS"), help="draw on a grid of cells instead")
     cli.add_argument("--order", choices=ORDERS, default="esa", help="how a grid's cells are enumerated (default: esa)")
     cli.add_argument("--query", type=int, help="row-major cell whose keys a grid shows (default: the middle one)")
+    cli.add_argument("--table", action="store_true", help="print the tables of missing paths and of pair flow, no PNG")
     cli.add_argument("--out", type=Path, default=Path("flow.png"), help="PNG to write (default: flow.png)")
     return cli
 
@@ -82,6 +75,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     cli = parser()
     options = cli.parse_args(arguments)
+    if options.table:
+        print(f"{missing_table()}\n\n{paths_table(9)}\n\n{paths_table(16)}")
+        return 0
     if options.n < 2 or (options.grid and math.prod(options.grid) < 2):
         cli.error("at least two tokens are needed")
     if options.query is not None and options.grid is None:

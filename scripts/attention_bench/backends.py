@@ -69,6 +69,26 @@ def _unfolded_local(cell: Cell) -> Attention:
     return lambda q, k, v: local(q, k, v, **cell.options)
 
 
+def _masked_sdpa(cell: Cell) -> Attention:
+    """YLG as one call of PyTorch's attention with a mask for each head; it takes the kernel that PyTorch chooses."""
+    import torch
+    import torch.nn.functional as F
+
+    from saccade.ops.ylg.patterns import HEADS, ylg_mask
+
+    patterns = HEADS["ylg"]
+    masks = torch.stack([ylg_mask(name, cell.case.q_size, cell.case.kv_size) for name in patterns]).to(cell.device)
+
+    def heads(x: Any) -> Any:
+        return x.flatten(2).unflatten(1, (len(patterns), -1)).transpose(2, 3)  # (B, heads, pixels, channels)
+
+    def attend(q: Any, k: Any, v: Any) -> Any:
+        out = F.scaled_dot_product_attention(heads(q), heads(k), heads(v), attn_mask=masks.unsqueeze(0), scale=1.0)
+        return out.transpose(2, 3).flatten(1, 2).unflatten(2, q.shape[2:])
+
+    return attend
+
+
 def _levels(cell: Cell) -> Attention:
     from attention_bench.levels import run_levels
 
@@ -81,5 +101,6 @@ BACKENDS: dict[str, Builder] = {
     "unfolded-linear": _unfolded_linear,
     "unfolded-local": _unfolded_local,
     "levels": _levels,
+    "ylg-sdpa": _masked_sdpa,
     **peers.BUILDERS,
 }

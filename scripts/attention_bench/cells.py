@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODES = ("forward", "backward", "forward+backward")
 DTYPES = {"fp32": "float32", "fp64": "float64", "fp16": "float16", "bf16": "bfloat16"}
 INPUTS = ("photograph", "photograph-raw", "noise")
-MEASURES = ("time", "memory", "flops", "error", "match")
+MEASURES = ("time", "memory", "flops", "saved", "error", "match")
 RUN, COUNT = "run", "count"
 
 

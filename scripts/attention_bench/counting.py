@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,32 @@ def _load_allocation() -> Any:
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+def saved_bytes(run: Callable[..., Any], inputs: Sequence[Any]) -> int:
+    """Bytes of the storages that autograd keeps for backward after `run(*inputs)`, beside those of the inputs."""
+    import torch
+
+    kept: dict[int, Any] = {}
+
+    def pack(tensor: Any) -> Any:
+        kept[tensor.untyped_storage().data_ptr()] = tensor  # the tensor, so that its address is not given out again
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run(*inputs)
+    for given in inputs:
+        kept.pop(given.untyped_storage().data_ptr(), None)
+    return sum(int(tensor.untyped_storage().nbytes()) for tensor in kept.values())
+
+
+def spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Columns `<name>_median`, `_min` and `_max`."""
+    return {
+        f"{name}_median": round(statistics.median(values), 3),
+        f"{name}_min": round(min(values), 3),
+        f"{name}_max": round(max(values), 3),
+    }
 
 
 def counted_flops(call: Callable[[], object]) -> int:

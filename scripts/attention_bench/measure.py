@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from attention_bench import quality
+from attention_bench import quality, sagan
 from attention_bench.backends import BACKENDS
 from attention_bench.cells import COUNT, DTYPES, MODES, Cell
 from attention_bench.counting import (
@@ -23,6 +23,8 @@ from attention_bench.counting import (
     count_peak_bytes,
     counted_flops,
     cpu_peak_bytes,
+    saved_bytes,
+    spread,
     without_data,
 )
 from attention_bench.inputs import make_maps
@@ -117,14 +119,6 @@ def _since(start: tuple[float, float], end: tuple[float, float]) -> tuple[float,
     return end[0] - start[0], end[1] - start[1]
 
 
-def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
-    return {
-        f"{name}_median": round(statistics.median(values), 3),
-        f"{name}_min": round(min(values), 3),
-        f"{name}_max": round(max(values), 3),
-    }
-
-
 def _kernels_used() -> str:
     """Which kernels the library's own dispatch chose, from its ledger; empty for a peer that does not use it."""
     dispatch = sys.modules.get("saccade.ops.dispatch")
@@ -135,6 +129,8 @@ def _kernels_used() -> str:
 
 def measure(cell: Cell) -> dict[str, Any]:
     """Measured columns of a cell. The first call warms up and is weighed; it is also the time if it takes too long."""
+    if cell.backend == sagan.STEP:
+        return sagan.measure_step(cell)
     if cell.how == COUNT:
         return _count(cell)
     subject = Subject(cell)
@@ -146,13 +142,15 @@ def measure(cell: Cell) -> dict[str, Any]:
         row |= {"warmup": 1 if times else 0, "repeats": max(1, len(times))}
         times = times or [cold]
         parts = [subject.part(t) for t in times]
-        row |= {**_spread("wall_ms", [t[0] for t in parts]), **_spread("cpu_ms", [t[1] for t in parts])}
+        row |= {**spread("wall_ms", [t[0] for t in parts]), **spread("cpu_ms", [t[1] for t in parts])}
         if subject.grad:
             row["forward_wall_ms"] = round(statistics.median(t["forward"][0] for t in times), 3)
             row["backward_wall_ms"] = round(statistics.median(t["backward"][0] for t in times), 3)
     if cell.measures_quality:
         row |= quality.judge(cell, subject.run, [x.detach() for x in subject.inputs], subject.out)
     subject.clear()
+    if "saved" in cell.measures:
+        row["saved_mib"] = round(saved_bytes(subject.run, subject.inputs) / MIB, 3)
     if "flops" in cell.measures:
         row |= _flops(cell, subject, seconds)
     return row
