@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from saccade.pictures.curves import Curve, Panel, draw_curves
-from saccade.run.arguments import read_choice, read_options
+from saccade.run.arguments import read_choice, read_options, run_command
 from saccade.run.folder import RunFolder
 from saccade.run.metric_words import is_spread, words
 from saccade.run.run_record import Curves, read_curves
@@ -151,33 +150,28 @@ def draw(
     return panels
 
 
+def _work(arguments: Sequence[str]) -> list[str]:
+    options = read_options(arguments, required=("runs",), optional=("metric", "out", "x", "labels"), usage=USAGE)
+    unit = read_choice(options, "x", _UNITS)
+    out = Path(options.get("out", "curves.png"))
+    if out.suffix.lower() != ".png":
+        raise ValueError(f"curves: out must end in .png; got {out}, nearest: {out.with_suffix('.png')}")
+    panels = draw(
+        [Path(folder).expanduser() for folder in options["runs"].split(",")],
+        out,
+        metrics=_list(options, "metric"),
+        x=unit,
+        labels=_list(options, "labels"),
+    )
+    lines = [
+        f"{panel.metric}  {curve.label}: {_summary(panel, curve, unit)}" for panel in panels for curve in panel.curves
+    ]
+    return [*lines, f"wrote {out}"]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if given else 2
-    try:
-        options = read_options(given, required=("runs",), optional=("metric", "out", "x", "labels"), usage=USAGE)
-        unit = read_choice(options, "x", _UNITS)
-        out = Path(options.get("out", "curves.png"))
-        if out.suffix.lower() != ".png":
-            raise ValueError(f"curves: out must end in .png; got {out}, nearest: {out.with_suffix('.png')}")
-        panels = draw(
-            [Path(folder).expanduser() for folder in options["runs"].split(",")],
-            out,
-            metrics=_list(options, "metric"),
-            x=unit,
-            labels=_list(options, "labels"),
-        )
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
-    for panel in panels:
-        for curve in panel.curves:
-            print(f"{panel.metric}  {curve.label}: {_summary(panel, curve, unit)}")
-    print(f"wrote {out}")
-    return 0
+    """Entry point of scripts/draw_curves.py; returns the exit code."""
+    return run_command(arguments, USAGE, _work)
 
 
 def _summary(panel: Panel, curve: Curve, unit: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from saccade.data.pack import sha256
 from saccade.models.sagan_import import CHANNELS, Imported, import_released
-from saccade.run.arguments import read_options, read_whole
+from saccade.run.arguments import read_options, read_whole, run_command
 from saccade.run.config import CONF, Runtime, register
 from saccade.run.folder import RunFolder
 from saccade.run.train import describe
@@ -118,25 +117,20 @@ def _channels(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of scripts/import_ylg.py."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if not given or given[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if given else 2
-    try:
-        options = read_options(given, required=_REQUIRED, optional=_OPTIONAL, usage=USAGE)
-        path = import_checkpoint(
-            Path(options["arrays"]).expanduser(),
-            Path(options["out"]).expanduser(),
-            batch_size=read_whole(options, "batch_size", 0, least=0),
-            channels=_channels(options["channels"]) if "channels" in options else CHANNELS,
-            classes=read_whole(options, "classes", 1000, least=1),
-        )
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+def _work(arguments: Sequence[str]) -> list[str]:
+    options = read_options(arguments, required=_REQUIRED, optional=_OPTIONAL, usage=USAGE)
+    path = import_checkpoint(
+        Path(options["arrays"]).expanduser(),
+        Path(options["out"]).expanduser(),
+        batch_size=read_whole(options, "batch_size", 0, least=0),
+        channels=_channels(options["channels"]) if "channels" in options else CHANNELS,
+        classes=read_whole(options, "classes", 1000, least=1),
+    )
     result = RunFolder(path).result()
     left_out = ", ".join(f"{count} {kind}" for kind, count in result["arrays"]["left_out"].items()) or "nothing"
-    print(f"{path}: step {result['released_step']}; left out: {left_out}")
-    return 0
+    return [f"{path}: step {result['released_step']}; left out: {left_out}"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of scripts/import_ylg.py; returns the exit code."""
+    return run_command(arguments, USAGE, _work)

@@ -19,7 +19,7 @@ import torch
 from saccade.inversion import METHODS, NORMALISERS, Inversion, Method, Normaliser, invert, method_named
 from saccade.inversion.losses import Discriminator, make_target
 from saccade.inversion.samples import held
-from saccade.run.arguments import read_choice, read_options, read_whole
+from saccade.run.arguments import read_choice, read_options, read_whole, run_command
 from saccade.run.invert_inputs import SELF, Networks, Request, Targets, find_targets, load_networks
 from saccade.run.load import WEIGHTS, Weights
 
@@ -230,24 +230,16 @@ def run(request: Request) -> tuple[Path, Found]:
     return write_all(request, networks, targets, found), found
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of scripts/invert.py.
-
-    Returns:
-        The exit code: 0; 1 after an error that the user can mend; 2 if nothing was asked.
-    """
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        return 0 if arguments else 2
-    try:
-        out, found = run(parse(arguments))
-    except (ValueError, RuntimeError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        return 1
+def _work(arguments: Sequence[str]) -> list[str]:
+    out, found = run(parse(arguments))
+    lines = []
     for inversion, seconds in zip(found.inversions, found.seconds, strict=True):
         ratio = inversion.pixel_ratio()
         share = f"{float(ratio.median()):.1%} of the start's (median of {len(ratio)})"
-        print(f"{inversion.method.name}: pixel error {share}, {seconds:.0f} s")
-    print(f"written to {out}")
-    return 0
+        lines.append(f"{inversion.method.name}: pixel error {share}, {seconds:.0f} s")
+    return [*lines, f"written to {out}"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of scripts/invert.py; returns the exit code."""
+    return run_command(arguments, USAGE, _work)
