@@ -308,9 +308,7 @@ def map_sizes(who: str, image_size: int | Sequence[int], channels: Sequence[int]
 def check_classes(who: str, classes: int | None) -> int | None:
     """The number of classes; ValueError unless it is None or 1 or more."""
     if classes is not None and (not isinstance(classes, int) or classes < 1):
-        raise ValueError(
-            f"{who}: classes must be a number, 1 or more, or None for an unconditional network; got {classes!r}."
-        )
+        raise ValueError(f"{who}: classes must be 1 or more, or None for an unconditional network; got {classes!r}.")
     return classes
 
 
