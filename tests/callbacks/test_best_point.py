@@ -62,6 +62,15 @@ def test_a_later_session_goes_on_with_the_file_it_finds(best: BestPoint) -> None
     assert again.record()["images_seen"] == 24
 
 
+def test_another_protocol_replaces_nothing(best: BestPoint) -> None:
+    module = Scored()
+    consider(best, module.at(8, 5.0))
+    module.selection = "is_val"
+    consider(best, module.at(16, 6.0))
+    assert best.record()["selected_by"] == "fid_val"
+    assert best.record()["images_seen"] == 8
+
+
 def test_a_task_that_chooses_nothing_keeps_nothing(best: BestPoint) -> None:
     module = Scored().at(8, 2.0)
     module.selection = None

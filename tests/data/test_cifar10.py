@@ -92,3 +92,14 @@ def test_damaged_and_missing_batches_are_named(root: Path, tmp_path: Path) -> No
         find_cifar10(root)
     with pytest.raises(ValueError, match=r"no CIFAR-10 batches there(.|\n)*cifar10 --download --out"):
         module(tmp_path / "none", image_size=32)
+
+
+@pytest.mark.parametrize("kept", [0, 30, -20])
+def test_a_damaged_archive_is_named(tmp_path: Path, kept: int) -> None:
+    archive = tmp_path / cifar10.ARCHIVE
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(__file__, f"{cifar10.FOLDER}/data_batch_1")
+    archive.write_bytes(archive.read_bytes()[:kept] or b"not an archive")
+    cifar10._batches.cache_clear()
+    with pytest.raises(ValueError, match=r"cifar-10-batches-py: not there, not whole, or not the published files"):
+        find_cifar10(tmp_path)

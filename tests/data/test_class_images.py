@@ -108,6 +108,9 @@ def test_evaluation_loaders_give_every_position_once(make_classes: Make) -> None
         data.trainer = SimpleNamespace(global_rank=rank, world_size=3)  # type: ignore[assignment]
         seen += [position for batch in data.test_dataloader() for position in batch.tolist()]
     assert sorted(seen) == list(range(11))
+    data.trainer = SimpleNamespace(global_rank=0, world_size=5)  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=r"4 evaluation samples cannot be shared out to 5 devices.*eval_samples=5"):
+        data.val_dataloader()
 
 
 def test_a_pickled_copy_opens_the_file_again(make_classes: Make) -> None:
@@ -280,3 +283,6 @@ def test_the_stand_in_goes_through_the_packer(tmp_path: Path) -> None:
     again = module(tmp_path / "imagenet", **options)
     again.setup()
     assert torch.equal(again.preview(20).images, data.preview(20).images)
+    upright = module(tmp_path / "imagenet", **options, exif="apply")  # a pack of its own beside the first
+    upright.setup()
+    assert upright.manifest["options"]["exif"] == "apply"

@@ -135,10 +135,14 @@ def test_archives_are_read_where_they_lie(root: Path) -> None:
     assert [e.name for e in found.splits["train"]] == [e.name for e in unpacked.splits["train"]]
     assert val(found) == SORTED
     assert found.splits["val"][0].read() == first
-    assert tar_classes(root / "ILSVRC2012_img_train.tar") == found.classes
-    (root / "ILSVRC2012_img_train.tar").write_bytes(b"no tar")
-    with pytest.raises(ValueError, match=r"img_train\.tar: not a readable tar archive"):
-        find_imagenet(root)
+    train = root / "ILSVRC2012_img_train.tar"
+    assert tar_classes(train) == found.classes
+    whole = train.read_bytes()
+    for part in (b"no tar", whole[:700], whole[: len(whole) // 2 - 700]):  # a download that stopped
+        train.write_bytes(part)
+        for reads in (lambda: find_imagenet(root), lambda: tar_classes(train)):
+            with pytest.raises(ValueError, match=r"img_train\.tar: cannot be read as a tar archive to its end"):
+                reads()
 
 
 def test_kaggles_folder_is_found(root: Path) -> None:

@@ -47,9 +47,9 @@ def test_a_step_on_cuda_is_the_step_on_the_cpu(attention):
     truth = step(*(network.double() for network in networks(attention)), "cpu", torch.float64)
     plain = step(*networks(attention), "cpu", torch.float32)
     cuda = step(*(network.cuda() for network in networks(attention)), "cuda", torch.float32)
+    largest = max(float(true.abs().max()) for true in truth)  # a bias before batch norm has gradient 0 but for rounding
     for true, on_cpu, on_cuda in zip(truth, plain, cuda, strict=True):
-        scale = true.abs().max().clamp_min(1e-6)
-        allowed = 20 * (on_cpu - true).abs().max() + 1e-4 * scale  # TF32 is off; sums are taken in another order
+        allowed = 20 * (on_cpu - true).abs().max() + 1e-5 * largest
         assert (on_cuda - true).abs().max() <= allowed
 
 

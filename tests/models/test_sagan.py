@@ -275,7 +275,8 @@ def test_biases_start_at_0_gains_at_1_and_weights_uniform():
     [
         ({"image_size": 48}, r"image_size 48x48 is no square of side 4 times a power of 2. Nearest valid: 32, 64"),
         ({"image_size": (32, 64)}, r"image_size 32x64 is no square"),
-        ({"channels": (8, 8)}, r"images of 32x32 have 4 maps, .*got 2 channels, \[8, 8\]. Valid here: 4 of them"),
+        ({"channels": (8, 8)}, r"images of 32x32 have 4 maps, .*got 2 channels, \[8, 8\]. Valid here: 4 numbers"),
+        ({"channels": (8, 8, 0, 8)}, r"got 4 channels, \[8, 8, 0, 8\]. Valid here: 4 numbers of 1 or more"),
         ({"attention_at": 64}, r"attention_at \[64\] is no map of this network. Valid here: "),
         ({"attention_at": []}, r"attention_at \[\] is no map of this network"),
         ({"classes": 0}, r"classes must be 1 or more, or None for an unconditional network; got 0"),

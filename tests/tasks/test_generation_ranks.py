@@ -9,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from tiny_gan import Data, Generator, Proxy, task, trainer
+from tiny_gan import Data, Discriminator, Generator, Proxy, task, trainer
 from torch import Tensor
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
@@ -104,6 +104,23 @@ class PoisonedOnOne(Generator):
 def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_on_all(tmp_path: Path) -> None:
     module, before = task(images=16, networks={"norm": False}), task(networks={"norm": False})
     module.generator.__class__ = PoisonedOnOne
+    fit(module, tmp_path, 8, **RANKS)
+    assert int(module.images_seen) == 16
+    for name, value in module.named_parameters():
+        assert torch.equal(value, before.get_parameter(name)), name
+
+
+class InfiniteOnOne(Discriminator):
+    """Of logits that are not finite on the second rank: the hinge loss is infinite, its gradients are not."""
+
+    def forward(self, images: Tensor, labels: Tensor | None) -> Tensor:
+        logits = super().forward(images, labels)
+        return logits - torch.inf if dist.is_initialized() and dist.get_rank() == 1 else logits
+
+
+def test_an_infinite_loss_of_finite_gradients_is_skipped_on_all(tmp_path: Path) -> None:
+    module, before = task(images=16, networks={"norm": False}), task(networks={"norm": False})
+    module.discriminator.__class__ = InfiniteOnOne
     fit(module, tmp_path, 8, **RANKS)
     assert int(module.images_seen) == 16
     for name, value in module.named_parameters():

@@ -70,6 +70,8 @@ class Discriminator(nn.Module):
 class Proxy:
     """Scores without networks: a distance between mean pixels that is called a Frechet distance."""
 
+    suffix = ""
+
     def begin(self, data: Any, device: torch.device, *, truncation: float | None = None) -> None:
         self.images: list[Tensor] = []
         self.positions: list[int] = []
@@ -80,7 +82,7 @@ class Proxy:
 
     def compute(self) -> dict[str, float]:
         mean = torch.cat(self.images).mean(0)
-        return {"inception_score": 1.0, "frechet_proxy_val": float((mean - 0.5).square().mean())}
+        return {"inception_score": 1.0, f"frechet_proxy_val{self.suffix}": float((mean - 0.5).square().mean())}
 
     def provenance(self) -> dict[str, Any]:
         return {"network": "none"}

@@ -136,7 +136,8 @@ class BestPoint(pl.Callback):
 
     The file holds `state_dict`, and in `best` the metric's name (`selected_by`), its `value`, `images_seen` and all
     `metrics` of that evaluation. It is no resume point. What was best so far is read from the file itself, so a run
-    that was killed goes on with the file it left. A task without `selection` keeps none.
+    that was killed goes on with the file it left. A task without `selection` keeps none. An evaluation of another
+    protocol, as that at the end is where training scores fewer samples, does not compare and replaces nothing.
 
     Args:
         path: of the checkpoint.
@@ -156,7 +157,8 @@ class BestPoint(pl.Callback):
         name, metrics = getattr(task, "selection", None), getattr(task, "evaluation", {})
         if not trainer.is_global_zero or name is None or not math.isfinite(metrics.get(name, math.nan)):
             return
-        if metrics[name] >= self.record().get("value", math.inf):
+        known = self.record()
+        if known and (known["selected_by"] != name or known["value"] <= metrics[name]):
             return
         best = {"selected_by": name, "value": metrics[name], "images_seen": int(task.images_seen), "metrics": metrics}
         temporary = self.path.with_suffix(".ckpt.tmp")

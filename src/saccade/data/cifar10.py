@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tarfile
+import zlib
 from functools import lru_cache
 from pathlib import Path
 
@@ -59,13 +61,13 @@ def _batches(root: str, split: ClassSplit) -> tuple[Pixels, list[int]]:
     from torchvision.datasets import CIFAR10
     from torchvision.datasets.utils import extract_archive
 
-    if not (Path(root) / FOLDER).is_dir() and (Path(root) / ARCHIVE).is_file():
-        extract_archive(str(Path(root) / ARCHIVE), root)
     try:
+        if not (Path(root) / FOLDER).is_dir() and (Path(root) / ARCHIVE).is_file():
+            extract_archive(str(Path(root) / ARCHIVE), root)
         found = CIFAR10(root, train=split == "train")
-    except (RuntimeError, OSError) as error:
+    except (RuntimeError, OSError, tarfile.TarError, EOFError, zlib.error) as error:
         raise ValueError(
-            f"{Path(root) / FOLDER}: not there, not whole, or not the published files ({error}); put {ARCHIVE} there, "
-            f"or let `python scripts/prepare_data.py cifar10 --download` fetch it"
+            f"{Path(root) / FOLDER}: not there, not whole, or not the published files ({error}); remove what is "
+            f"there of it and put {ARCHIVE} beside, or let `python scripts/prepare_data.py cifar10 --download` fetch it"
         ) from error
     return np.asarray(found.data, dtype=np.uint8), [int(label) for label in found.targets]

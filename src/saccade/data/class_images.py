@@ -187,7 +187,8 @@ class ClassImagesModule(LightningDataModule):
         from saccade.data.standin.classes import VERSION  # loads OpenCV
 
         stem = f"{self.standin_train}+{self.standin_val}-{self.image_size.rows}-s{self.standin_seed}"
-        return self.cache / f"classes-standin-v{VERSION}-{stem}"
+        upright = "" if self.options.exif == "ignore" else f"-exif-{self.options.exif}"  # its pack is another one
+        return self.cache / f"classes-standin-v{VERSION}-{stem}{upright}"
 
     @property
     def banner(self) -> str | None:
@@ -380,6 +381,11 @@ class ClassImagesModule(LightningDataModule):
 
     def _positions(self, count: int) -> DataLoader[Tensor]:
         rank, world = self._rank()
+        if count < world:
+            raise ValueError(
+                f"data.module: {count} evaluation samples cannot be shared out to {world} devices, one or more for "
+                f"each; set budget.eval_samples={world} or more (and data.module.val_samples, if it is set)"
+            )
         positions = torch.arange(rank, count, world)
         batches = [positions[i : i + self.eval_batch_size] for i in range(0, len(positions), self.eval_batch_size)]
         return DataLoader(batches, batch_size=None)  # type: ignore[arg-type]  # a list of batches is a data set

@@ -153,7 +153,10 @@ def find_folders(root: Path, held_out: float = 0.1) -> Listing:
 def _two_levels(root: Path) -> Listing:
     classes = tuple(class_folders(root / "train"))
     if not classes:
-        raise ValueError(f"{root / 'train'}: no class folders there; expected {root}/train/<class>/*.jpg")
+        raise ValueError(
+            f"{root / 'train'}: no class folders there; expected {root}/train/<class>/*.jpg (a class of its own cannot "
+            f"be called train)"
+        )
     splits: dict[ClassSplit, list[Entry]] = {"train": entries_of(root / "train", classes)}
     notes: tuple[str, ...] = ()
     if (root / "val").is_dir():

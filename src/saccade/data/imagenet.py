@@ -14,7 +14,9 @@ import io
 import json
 import re
 import tarfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -198,11 +200,14 @@ def _train_tar(path: Path) -> tuple[tuple[str, ...], list[Entry]]:
     ]
 
 
-def _open_tar(path: Path, file: IO[bytes] | None = None) -> tarfile.TarFile:
+@contextmanager
+def _open_tar(path: Path, file: IO[bytes] | None = None) -> Iterator[tarfile.TarFile]:
+    """A tar archive, or one inside of it; one that ends too early shows only while it is gone through."""
     try:
-        return tarfile.open(path if file is None else None, fileobj=file)
-    except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"{path}: not a readable tar archive ({error})") from error
+        with tarfile.open(path if file is None else None, fileobj=file) as archive:
+            yield archive
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: cannot be read as a tar archive to its end ({error})") from error
 
 
 def tar_classes(path: Path) -> tuple[str, ...]:

@@ -297,10 +297,10 @@ def map_sizes(who: str, image_size: int | Sequence[int], channels: Sequence[int]
             f"{who}: image_size {side} is no square of side 4 times a power of 2. "
             f"Nearest valid: {nearest}, {2 * nearest}."
         )
-    if len(channels) != levels:
+    if len(channels) != levels or min(channels) < 1:
         raise ValueError(
             f"{who}: images of {side} have {levels} maps, 4x4 to {side}, each with its channels, coarsest first; got "
-            f"{len(channels)} channels, {list(channels)}. Valid here: {levels} of them."
+            f"{len(channels)} channels, {list(channels)}. Valid here: {levels} numbers of 1 or more."
         )
     return [Size.of(START << level) for level in range(levels)]
 

@@ -51,6 +51,7 @@ class Runtime:
     wandb_project: str = "saccade"
     progress: str = "auto"
     force: bool = False
+    ignore_collapse: bool = False
 
 
 @dataclass

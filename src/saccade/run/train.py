@@ -70,6 +70,8 @@ def _run(config: DictConfig, name: str, folder: RunFolder, notices: list[str]) -
         torch.set_num_threads(config.runtime.threads)
     dispatch.reset_ledger()
     task, data = build_task(config), build_data(config)
+    if config.runtime.ignore_collapse:
+        task.collapse = None
     resume = folder.checkpoint if folder.checkpoint.is_file() else None
     record = CsvRecord(folder.metrics)
     seen = _images_seen(resume)

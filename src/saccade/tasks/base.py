@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.losses.terms import weighted_sum
+from saccade.tasks.collapse import CollapseGuard
 from saccade.tasks.optimisers import Schedule
 
 OptimiserFactory = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
@@ -67,8 +68,9 @@ class Ema(nn.Module):
         ours: list[Tensor] = list(self.network.parameters())
         theirs: list[Tensor] = list(source.parameters())
         torch._foreach_lerp_(ours, theirs, 1.0 - decay)
-        for mine, other in zip(self.network.buffers(), source.buffers(), strict=True):
-            mine.copy_(other)
+        buffers = list(self.network.buffers())
+        if buffers:
+            torch._foreach_copy_(buffers, list(source.buffers()))
 
 
 class Task(pl.LightningModule):
@@ -78,12 +80,13 @@ class Task(pl.LightningModule):
         images: length of the run in images seen.
         seed: of all randomness inside training steps.
         schedule: learning-rate factor over the run.
-        max_nonfinite: non-finite steps in a row after which training stops with a diagnosis.
+        max_nonfinite: non-finite steps of one network in a row after which training stops with a diagnosis.
     """
 
     images_seen: Tensor
     headline: str | None = None  # the metric that sweeps minimise and a budget may limit
     selection: str | None = None  # the metric, lower is better, by which the best checkpoint is kept; None keeps none
+    collapse: CollapseGuard | None = None  # decides that nothing more can be expected of a training; None: nothing does
     exported: tuple[str, ...] = ("generator",)  # what leaves with a run's weights; the generator is the averaged one
 
     def __init__(self, *, images: int, seed: int, schedule: Schedule | None = None, max_nonfinite: int = 50) -> None:
@@ -94,7 +97,7 @@ class Task(pl.LightningModule):
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
         self.evaluation: dict[str, float] = {}  # the metrics of the last evaluation
         self.nonfinite_steps = 0
-        self._nonfinite_run = 0
+        self._nonfinite_runs: dict[str, int] = {}  # of each network: one that goes on hides no other
         self._base_lr: dict[int, list[float]] = {}
 
     # ------------------------------------------------------------------ what a task says of itself
@@ -124,8 +127,9 @@ class Task(pl.LightningModule):
 
     def begin_step(self, batch_size: int) -> None:
         """Seed this step's randomness and set the learning rates."""
-        torch.manual_seed(step_seed(self.seed, int(self.images_seen), self.global_rank))
-        factor = self.schedule(min(1.0, int(self.images_seen) / max(1, self.images)))
+        now = int(self.images_seen)
+        torch.manual_seed(step_seed(self.seed, now, self.global_rank))
+        factor = self.schedule(min(1.0, now / max(1, self.images)))
         for optimiser in self._optimisers():
             base = self._base_lr.setdefault(id(optimiser), [group["initial_lr"] for group in optimiser.param_groups])
             for group, lr in zip(optimiser.param_groups, base, strict=True):
@@ -153,6 +157,8 @@ class Task(pl.LightningModule):
         if log:
             self.log_dict({f"loss/{name}": term.detach().float() for name, term in terms.items()})
         finite = bool(torch.isfinite(total))
+        if not finite and self.trainer.world_size > 1:
+            total = total * torch.nan  # an infinite loss can have finite gradients, which the other ranks would step by
         if finite or self.trainer.world_size > 1:
             self.manual_backward(total)
         return finite
@@ -175,14 +181,11 @@ class Task(pl.LightningModule):
         if gradients and (finite or scaled):
             optimiser.step()  # with loss scaling, the scaler itself skips the step and lowers its scale
         optimiser.zero_grad(set_to_none=True)
-        if finite:
-            self._nonfinite_run = 0
-            return
-        self.nonfinite_steps += 1
-        self._nonfinite_run += 1
-        if self._nonfinite_run >= self.max_nonfinite:
+        self._nonfinite_runs[name] = run = 0 if finite else self._nonfinite_runs.get(name, 0) + 1
+        self.nonfinite_steps += not finite
+        if not finite and run >= self.max_nonfinite:
             raise NonFiniteTraining(
-                f"{name}: loss or gradient was not finite in {self._nonfinite_run} steps in a row, at image "
+                f"{name}: loss or gradient was not finite in {run} steps in a row, at image "
                 f"{int(self.images_seen)}. The last checkpoint is intact. Try a lower learning rate (task.module."
                 f"{name}_optimiser.lr), numerics=fp32, or look for broken images in the data."
             )

@@ -87,7 +87,8 @@ class CollapseGuard:
 
 _ADVICE = (
     "The checkpoints are intact. Cures, each a new run: a larger batch (task.module.accumulate), lower learning rates, "
-    "another seed. To train on regardless: task.module.collapse.{option}=0"
+    "another seed; task.module.collapse.{option}=0 lets it train on. To go on with this run: the same command with "
+    "runtime.ignore_collapse=true"
 )
 
 

@@ -95,7 +95,7 @@ class GenerationTask(Task):
         ema_rampup: see `Ema`.
         scores: judges the images; None takes the metrics that need no network weights.
         select: metric by which the best checkpoint is kept; None takes the first Frechet distance of the scores.
-        score_start: the headline is that metric over its value before training, and not the metric.
+        score_start: the headline is that metric over its value before training, where a run scores itself.
         truncation: of the evaluation's latents, in sigma; None (the paper's) has none.
         evaluation_seed: with the position, it decides latent and label of an evaluation's image.
         collapse: when to give up; None never does.
@@ -157,6 +157,7 @@ class GenerationTask(Task):
         self.register_buffer("start_score", torch.zeros(()))  # 0: not known
         for count in ("lossless_steps", "uniform_evaluations", "varied"):  # in a row; in a row; in all
             self.register_buffer(count, torch.zeros((), dtype=torch.int64))
+        self._start_metric: str | None = None  # what start_score is of: scores of other counts or sets do not compare
         self._real_diversity: float | None = None
         # what attention=none left frozen stays so
         self._trained = [weight for weight in self.discriminator.parameters() if weight.requires_grad]
@@ -195,9 +196,10 @@ class GenerationTask(Task):
         self._log_sigmas()
         images = self.end_step(len(batch))
         self.steps += 1
-        self.ema.update(self.generator, images_seen=int(self.images_seen), images_step=images)
+        now = int(self.images_seen)
+        self.ema.update(self.generator, images_seen=now, images_step=images)
         if self.collapse is not None:
-            self.collapse.check_loss(int(self.lossless_steps), int(self.images_seen))
+            self.collapse.check_loss(int(self.lossless_steps), now)
 
     def draw(self, count: int, *, purpose: int) -> GeneratorInputs:
         """This rank's share of latents and labels for a batch of `count` images on every rank.
@@ -278,11 +280,12 @@ class GenerationTask(Task):
 
     def inputs_at(self, positions: Tensor) -> GeneratorInputs:
         """Latents and labels of evaluation positions (P,): functions of the evaluation's seed and the position."""
-        latents = latents_at(self.evaluation_seed, positions.tolist(), self._latent, truncation=self.truncation)
+        places = positions.tolist()
+        latents = latents_at(self.evaluation_seed, places, self._latent, truncation=self.truncation)
         if self.classes is None:
             return GeneratorInputs(latents, None).to(self.device)
-        labels = [step_seed(self.evaluation_seed, int(position), 1) % self.classes for position in positions]
-        return GeneratorInputs(latents, torch.tensor(labels, dtype=torch.long)).to(self.device)
+        labels = torch.tensor([step_seed(self.evaluation_seed, place, 1) % self.classes for place in places])
+        return GeneratorInputs(latents, labels).to(self.device)
 
     def generate(self, inputs: GeneratorInputs) -> Tensor:
         """Images of the averaged generator, (B, 3, Y, X) float32 in [-1, 1]."""
@@ -302,13 +305,21 @@ class GenerationTask(Task):
         self.selection = self._selection(metrics)
         self.headline = self.selection
         if self.selection is not None and self.score_start:
-            if int(self.images_seen) == 0:
-                self.start_score.fill_(metrics[self.selection])
-            if float(self.start_score) > 0:
+            if self.trainer.state.fn == "fit":
+                self._start_metric = self.selection
+                if int(self.images_seen) == 0:
+                    self.start_score.fill_(metrics[self.selection])
+            if self.selection == self._start_metric and float(self.start_score) > 0:
                 self.headline = f"{self.selection}_ratio_to_start"
                 metrics[self.headline] = metrics[self.selection] / float(self.start_score)
         metrics["diversity_to_real"] = self._diversity()
         self.log_evaluation(metrics)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["start_metric"] = self._start_metric
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._start_metric = checkpoint.get("start_metric")
 
     def on_validation_end(self) -> None:
         """Give up if the samples have lost their variety; now, with record and pictures of this evaluation written.
@@ -319,7 +330,8 @@ class GenerationTask(Task):
         images = int(self.images_seen)
         if self.collapse is None or self.trainer.state.fn != "fit" or images == 0:
             return
-        found = self.evaluation["diversity_to_real"]
+        own = torch.tensor(self.evaluation["diversity_to_real"], dtype=torch.float64, device=self.device)
+        found = float(self.trainer.strategy.reduce(own, reduce_op="mean"))  # so that all ranks decide alike
         uniform = found < self.collapse.diversity_below
         self.varied += not uniform
         self.uniform_evaluations.copy_((self.uniform_evaluations + 1) * uniform)
