@@ -149,7 +149,7 @@ def test_a_preview_goes_over_the_classes(make_classes: Make) -> None:
 def test_without_a_val_split_the_user_is_told(make_classes: Make) -> None:
     data = module(make_classes(splits=("",)), held_out=0)
     data.setup()
-    with pytest.raises(ValueError, match=r"no val split, it has train; score against one of those"):
+    with pytest.raises(ValueError, match=r"no val split, it has train; score .*scores\.splits=\[train\]"):
         data.reference("val")
 
 

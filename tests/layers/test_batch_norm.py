@@ -207,3 +207,14 @@ def test_wrong_input_is_named(options, x, labels, message):
         norm(torch.zeros(x), None if labels is None else torch.tensor(labels))
     with pytest.raises(ValueError, match="must be 1 or more; got 5 and 0"):
         BatchNorm(5, classes=0)
+
+
+def test_an_overflow_does_not_stay_in_the_running_estimates() -> None:
+    norm = BatchNorm(3, momentum=0.5)
+    x = torch.randn(4, 3, 5, 5)
+    x[0, 1, 0, 0] = torch.inf
+    norm(x)
+    assert torch.isfinite(norm.running_mean).all()
+    assert torch.isfinite(norm.running_var).all()
+    assert norm.running_mean[1] == 0
+    assert norm.running_mean[0] != 0

@@ -3,12 +3,14 @@
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 
 from saccade.layers.sagan import (
     DiscriminatorBlock,
     FirstDiscriminatorBlock,
     GeneratorBlock,
+    blur_matrix,
     conv_halve,
     double_conv,
     initialise,
@@ -42,8 +44,10 @@ def test_folded_resampling_is_the_plain_one():
     layer = SpectralConv2d(4, 5, 3, padding=1, form="none").double()
     layer.load_state_dict({"weight": weight, "bias": bias, "u": layer.u})
     doubled = F.conv2d(F.interpolate(x, scale_factor=2, mode="nearest"), weight, bias, padding=1)
-    torch.testing.assert_close(double_conv(x, layer), doubled)
-    torch.testing.assert_close(conv_halve(x, layer), F.avg_pool2d(F.conv2d(x, weight, bias, padding=1), 2))
+    torch.testing.assert_close(double_conv(x, layer, blur_matrix(turned=True)), doubled)
+    torch.testing.assert_close(
+        conv_halve(x, layer, blur_matrix(turned=False)), F.avg_pool2d(F.conv2d(x, weight, bias, padding=1), 2)
+    )
 
 
 @pytest.mark.parametrize("classes", [None, 3])
@@ -100,3 +104,9 @@ def test_orthogonal_weights_and_unknown_ways():
     torch.testing.assert_close(layer.weight @ layer.weight.T, torch.eye(8))
     with pytest.raises(ValueError, match=r"init is one of xavier, orthogonal; got 'normal'"):
         initialise(layer, "normal")
+
+
+def test_a_pass_without_data_leaves_nothing_behind():
+    with FakeTensorMode():
+        assert isinstance(GeneratorBlock(4, 4, classes=None)(torch.zeros(2, 4, 4, 4)), FakeTensor)
+    assert not isinstance(GeneratorBlock(4, 4, classes=None)(torch.zeros(2, 4, 4, 4)), FakeTensor)

@@ -55,6 +55,11 @@ def test_the_default_is_the_papers_figure(runs, tmp_path):
     assert names == [FID, TRAIN, IS]
 
 
+def test_a_ratio_to_the_start_is_no_second_panel(tmp_path):
+    run = make_run(tmp_path / "a", "ylg", ["0,250,1", "256000,50,0.2"], head=f"images_seen,{FID},{FID}_ratio_to_start")
+    assert [panel.metric for panel in draw([run], tmp_path / "curves.png")] == [FID]
+
+
 def test_the_beginning_of_a_name_is_enough_where_it_is_clear(runs):
     scored = [read_scored(run) for run in runs]
     assert find_metric("fid_tf_inception_val", scored) == FID

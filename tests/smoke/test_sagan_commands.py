@@ -103,6 +103,10 @@ def test_a_collapse_ends_in_one_message(command: Command, arguments: list[str], 
     assert "Traceback" not in done.stderr
     assert len(list(tmp_path.rglob("last.ckpt"))) == len(list(tmp_path.rglob("best.ckpt"))) == 1
     assert not list(tmp_path.rglob("result.json"))
+    done = command("train.py", "model=sagan", *guard, *arguments, "runtime.ignore_collapse=true")
+    assert done.returncode == 0, done.stderr
+    assert "Resuming at image 8 of 16" in done.stdout
+    assert len(list(tmp_path.rglob("result.json"))) == 1
 
 
 @pytest.mark.parametrize(

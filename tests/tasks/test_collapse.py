@@ -10,7 +10,7 @@ from tiny_gan import Data, same, task, trainer
 from torch import Tensor, nn
 
 from saccade.callbacks.checkpoint import BestPoint, ResumePoint
-from saccade.tasks.collapse import CollapseGuard, TrainingCollapsed, diversity
+from saccade.tasks.collapse import CollapseGuard, TrainingCollapsed, class_diversity, diversity
 
 
 class Constant(nn.Module):
@@ -58,6 +58,22 @@ def test_lost_variety_stops_the_run_with_everything_written(tmp_path: Path) -> N
 def test_a_generator_without_any_variety_gets_more_time(tmp_path: Path) -> None:
     with pytest.raises(TrainingCollapsed, match=r"at image 64: .* 4 evaluations in a row, the first ones included"):
         trainer(tmp_path).fit(guarded(after=0, diversity_patience=4), datamodule=Data())
+
+
+class OneEach(Constant):
+    """One image a class."""
+
+    def forward(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        assert labels is not None
+        return torch.eye(3)[labels][:, :, None, None].expand(-1, -1, 8, 8) + self.weight
+
+
+def test_one_image_a_class_is_no_variety(tmp_path: Path) -> None:
+    module = guarded(after=0, diversity_patience=2)
+    module.generator.__class__ = OneEach
+    with pytest.raises(TrainingCollapsed, match=r"at image 32: the samples, or those of a class, differ by 0\.000"):
+        trainer(tmp_path).fit(module, datamodule=Data())
+    assert module.evaluation["diversity_to_real"] > 0.1 > module.evaluation["class_diversity_to_real"]
 
 
 def test_thresholds_of_zero_never_stop(tmp_path: Path) -> None:
@@ -112,3 +128,6 @@ def test_diversity_is_a_mean_distance_at_low_resolution() -> None:
     assert diversity(noise) < 0.3 * diversity(noise, size=64)
     with pytest.raises(ValueError, match="2 or more"):
         diversity(images[:1])
+    assert class_diversity(images, torch.tensor([0, 5, 5])) == pytest.approx(2)
+    assert class_diversity(torch.cat((images, images)), torch.arange(3).repeat(2)) == 0.0
+    assert class_diversity(images, torch.arange(3)) == 0.0

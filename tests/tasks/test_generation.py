@@ -209,6 +209,15 @@ def test_a_resumed_run_ends_in_the_same_bits(tmp_path: Path, hook: str, half_lif
     assert sorted(set(again.seen)) == history.seen  # an evaluation that was cut short is made up for
 
 
+def test_a_resumed_run_knows_what_its_start_was_scored_by(tmp_path: Path) -> None:
+    path, options = tmp_path / "last.ckpt", {"images": 40, "score_start": True}  # ends between two evaluations
+    fit(task(**options), tmp_path, callbacks=[ResumePoint(path, every_images=24)])
+    resumed, runner = task(**options), trainer(tmp_path, [ResumePoint(path, every_images=24)])
+    runner.fit(resumed, datamodule=Data(), ckpt_path=path, weights_only=True)
+    runner.test(resumed, datamodule=Data(), verbose=False)
+    assert resumed.headline == "frechet_proxy_val_ratio_to_start"
+
+
 class Evaluations(pl.Callback):
     """Which evaluations came to an end, with their score."""
 

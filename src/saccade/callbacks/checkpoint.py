@@ -25,12 +25,17 @@ class ResumePoint(pl.Callback):
     SIGINT or SIGTERM lets the running step finish, saves, and stops; the second stops at once, leaving the last
     checkpoint.
 
+    A run goes on with as many devices as it began with, or its batches would change.
+
     An evaluation that is due before the first step runs first: one that a stop cut short, and the one before training
     of a task that asks for it (`score_start`).
 
     Args:
         path: of the checkpoint.
         every_images: images seen between two checkpoints.
+
+    Raises:
+        ValueError: when training starts on another number of devices.
     """
 
     def __init__(self, path: Path, *, every_images: int) -> None:
@@ -41,14 +46,16 @@ class ResumePoint(pl.Callback):
         self._since = 0.0
         self._saved_at = -1
         self._evaluating = False
+        self._ranks: int | None = None  # devices that train together, all nodes
 
     def state_dict(self) -> dict[str, Any]:
         seconds = self.seconds + (time.monotonic() - self._since if self._since else 0.0)
-        return {"seconds": seconds, "evaluating": self._evaluating}
+        return {"seconds": seconds, "evaluating": self._evaluating, "ranks": self._ranks}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.seconds = float(state_dict["seconds"])
         self._evaluating = bool(state_dict.get("evaluating", False))
+        self._ranks = state_dict.get("ranks")
 
     def save(self, trainer: pl.Trainer, images_seen: int) -> None:
         """Write the checkpoint of this very moment, between two steps."""
@@ -64,6 +71,13 @@ class ResumePoint(pl.Callback):
     # ------------------------------------------------------------------ hooks
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._ranks not in (None, trainer.world_size):
+            raise ValueError(
+                f"this run began on {self._ranks} devices and has come back on {trainer.world_size}, which would "
+                f"change the batch of a step; go on with {self._ranks} (runtime.devices times runtime.num_nodes), or begin "
+                "again with runtime.force=true"
+            )
+        self._ranks = trainer.world_size
         self._since = time.monotonic()
         self._saved_at = int(pl_module.images_seen)  # type: ignore[arg-type]
         try:

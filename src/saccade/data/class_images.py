@@ -324,8 +324,8 @@ class ClassImagesModule(LightningDataModule):
             folder = self.packed
             if split not in splits or folder is None:
                 raise ValueError(
-                    f"{self.data_root}: no {split} split, it has {', '.join(splits)}; score against one of those, "
-                    f"or add {split} pictures and pack anew"
+                    f"{self.data_root}: no {split} split, it has {', '.join(splits)}; score against one of those "
+                    f"(task.module.scores.splits=[{next(iter(splits))}]), or add {split} pictures and pack anew"
                 )
             self._datasets[split] = PackedImages(folder, split)
         return self._datasets[split]

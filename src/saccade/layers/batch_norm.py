@@ -86,10 +86,15 @@ class BatchNorm(nn.Module):
                 scale = gain * torch.rsqrt(self.running_var.to(gain.dtype) + self.eps)
                 return _scaled(x, scale, offset - self.running_mean.to(gain.dtype) * scale)
             y, mean, var = _normalised(x, gain, offset, self.eps, self.sync and _processes() > 1)
-            with torch.no_grad():
-                self.running_mean.lerp_(mean.to(self.running_mean.dtype), self.momentum)
-                self.running_var.lerp_(var.to(self.running_var.dtype), self.momentum)
+            self._follow(self.running_mean, mean)
+            self._follow(self.running_var, var)
             return y
+
+    @torch.no_grad()
+    def _follow(self, estimate: Tensor, moment: Tensor) -> None:
+        # an overflow in one batch, whose step is skipped, must not stay in the estimates for ever
+        moment = moment.to(estimate.dtype)
+        estimate.lerp_(torch.where(moment.isfinite(), moment, estimate), self.momentum)
 
     def _rows(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         """Gain and offset of every sample, (B, C) or (1, C) each, at least in float32."""

@@ -8,8 +8,6 @@ convolution changes places with either.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,33 +18,34 @@ from saccade.layers.resample import require_even
 from saccade.layers.spectral import Form, SpectralConv2d
 
 
-@lru_cache(maxsize=8)
-def _blur(turned: bool, device: torch.device, dtype: torch.dtype) -> Tensor:
+def blur_matrix(*, turned: bool) -> Tensor:
     """(9, 16): what each pixel of a 3x3 kernel adds to the kernel blurred by 2x2 ones; that turned round, if asked."""
-    with torch.inference_mode(False), torch.no_grad():
-        side = torch.eye(3, 4, device=device, dtype=dtype)
-        side = side + side.roll(1, 1)
-        both = torch.kron(side, side)
-        return both.flip(1) if turned else both
+    side = torch.eye(3, 4)
+    side = side + side.roll(1, 1)
+    both = torch.kron(side, side)
+    return both.flip(1) if turned else both
 
 
-def _blurred(conv: SpectralConv2d, *, turned: bool) -> Tensor:
+def _blurred(conv: SpectralConv2d, blur: Tensor) -> Tensor:
     """The kernel of a 3x3 convolution, normalised and blurred: (O, I, 4, 4), in the dtype of its weight."""
-    weight = conv.weight
-    return conv.mixed(_blur(turned, weight.device, full_precision(weight.dtype))).to(weight.dtype)
+    return conv.mixed(blur.to(full_precision(conv.weight.dtype))).to(conv.weight.dtype)
 
 
-def double_conv(x: Tensor, conv: SpectralConv2d) -> Tensor:
-    """Nearest doubling, then the 3x3 convolution with its size kept: (B, in, Y, X) -> (B, out, 2 Y, 2 X)."""
-    kernel = _blurred(conv, turned=True).transpose(
-        0, 1
-    )  # (I, O, 4, 4); a transposed convolution turns its kernel round
+def double_conv(x: Tensor, conv: SpectralConv2d, blur: Tensor) -> Tensor:
+    """Nearest doubling, then the 3x3 convolution with its size kept: (B, in, Y, X) -> (B, out, 2 Y, 2 X).
+
+    `blur` is `blur_matrix(turned=True)`: a transposed convolution turns its kernel round.
+    """
+    kernel = _blurred(conv, blur).transpose(0, 1)  # (I, O, 4, 4)
     return F.conv_transpose2d(x, kernel, conv.bias, stride=2, padding=1)
 
 
-def conv_halve(x: Tensor, conv: SpectralConv2d) -> Tensor:
-    """The 3x3 convolution with its size kept, then the mean of 2x2 pixels: (B, in, Y, X) -> (B, out, Y / 2, X / 2)."""
-    return F.conv2d(x, _blurred(conv, turned=False) * 0.25, conv.bias, stride=2, padding=1)
+def conv_halve(x: Tensor, conv: SpectralConv2d, blur: Tensor) -> Tensor:
+    """The 3x3 convolution with its size kept, then the mean of 2x2 pixels: (B, in, Y, X) -> (B, out, Y / 2, X / 2).
+
+    `blur` is `blur_matrix(turned=False)`.
+    """
+    return F.conv2d(x, _blurred(conv, blur) * 0.25, conv.bias, stride=2, padding=1)
 
 
 class GeneratorBlock(nn.Module):
@@ -58,6 +57,8 @@ class GeneratorBlock(nn.Module):
         form: of the spectral normalisation.
         eps, momentum: of the batch norm.
     """
+
+    blur: Tensor
 
     def __init__(
         self,
@@ -75,11 +76,12 @@ class GeneratorBlock(nn.Module):
         self.norm1 = BatchNorm(out_channels, classes=classes, eps=eps, momentum=momentum)
         self.conv1 = SpectralConv2d(out_channels, out_channels, 3, padding=1, form=form)
         self.shortcut = SpectralConv2d(in_channels, out_channels, 1, form=form)
+        self.register_buffer("blur", blur_matrix(turned=True), persistent=False)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
         """(B, in, Y, X), labels (B,) long or None -> (B, out, 2 Y, 2 X)."""
         y = F.relu(self.norm0(x, labels), inplace=True)
-        y = double_conv(y, self.conv0)
+        y = double_conv(y, self.conv0, self.blur)
         y = self.conv1(F.relu(self.norm1(y, labels), inplace=True))
         joined: Tensor = y + F.interpolate(self.shortcut(x), scale_factor=2.0, mode="nearest")
         return joined
@@ -93,11 +95,14 @@ class FirstDiscriminatorBlock(nn.Module):
         form: of the spectral normalisation.
     """
 
+    blur: Tensor
+
     def __init__(self, in_channels: int, out_channels: int, *, form: Form = "bounded") -> None:
         super().__init__()
         self.conv0 = SpectralConv2d(in_channels, out_channels, 3, padding=1, form=form)
         self.conv1 = SpectralConv2d(out_channels, out_channels, 3, padding=1, form=form)
         self.shortcut = SpectralConv2d(in_channels, out_channels, 1, form=form)
+        self.register_buffer("blur", blur_matrix(turned=False), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, Y, X) -> (B, out, Y / 2, X / 2).
@@ -107,7 +112,7 @@ class FirstDiscriminatorBlock(nn.Module):
         """
         require_even(x, "FirstDiscriminatorBlock")
         y = F.relu(self.conv0(x), inplace=True)
-        y = conv_halve(y, self.conv1)
+        y = conv_halve(y, self.conv1, self.blur)
         short: Tensor = self.shortcut(F.avg_pool2d(x, 2))
         return y + short
 
@@ -121,6 +126,8 @@ class DiscriminatorBlock(nn.Module):
         form: of the spectral normalisation.
     """
 
+    blur: Tensor
+
     def __init__(self, in_channels: int, out_channels: int, *, down: bool = True, form: Form = "bounded") -> None:
         super().__init__()
         self.down = down
@@ -128,6 +135,8 @@ class DiscriminatorBlock(nn.Module):
         self.conv1 = SpectralConv2d(out_channels, out_channels, 3, padding=1, form=form)
         changes = down or in_channels != out_channels
         self.shortcut = SpectralConv2d(in_channels, out_channels, 1, form=form) if changes else None
+        if down:
+            self.register_buffer("blur", blur_matrix(turned=False), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, Y, X) -> (B, out, Y / 2, X / 2), or (B, out, Y, X) without `down`.
@@ -138,7 +147,7 @@ class DiscriminatorBlock(nn.Module):
         y = F.relu(self.conv0(F.relu(x)), inplace=True)  # the first not in place: the shortcut reads x as it came
         if self.down:
             require_even(x, "DiscriminatorBlock")
-            y = conv_halve(y, self.conv1)
+            y = conv_halve(y, self.conv1, self.blur)
             x = F.avg_pool2d(x, 2)
         else:
             y = self.conv1(y)

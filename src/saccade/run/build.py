@@ -49,6 +49,7 @@ def build_data(config: DictConfig) -> pl.LightningDataModule:
         cache=cache_dir(config),
         workers=workers(config),
         seed=config.seed,
+        pin_memory=torch.cuda.is_available(),
     )
     return data
 

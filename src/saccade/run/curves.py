@@ -26,7 +26,7 @@ x=       steps (updates of the generator: images seen over the images of a step,
 labels=  of the runs, in order [their attention, or their folder's name where that does not tell them apart]
 """
 _UNITS = ("steps", "images")
-_DRAWN = re.compile(r"fid_|frechet_(?!.*_ratio_to_start)|is_(?!.*_10splits)(?!.*_bias_)")
+_DRAWN = re.compile(r"(?!.*_ratio_to_start)(fid_|frechet_|is_(?!.*_10splits)(?!.*_bias_))")
 
 
 @dataclass(frozen=True)

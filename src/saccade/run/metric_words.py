@@ -44,6 +44,7 @@ _WORDS: tuple[tuple[str, MetricWords], ...] = (
     ("precision_k3", MetricWords("share of generated images among the real ones, in that feature space", "higher")),
     ("recall_k3", MetricWords("share of real images among the generated ones, in that feature space", "higher")),
     ("diversity_to_real", MetricWords("how far samples differ from each other, over what real images do", "")),
+    ("class_diversity_to_real", MetricWords("the same within a class", "")),
     ("frechet_random", MetricWords("Fréchet distance over random features: comparable with no published FID", "lower")),
     ("frechet_proxy", MetricWords("Fréchet distance over a small random network: a proxy, not FID", "lower")),
     ("coverage", MetricWords("share of full attention's mass that the selected keys hold", "higher")),

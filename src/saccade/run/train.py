@@ -117,6 +117,7 @@ def _run(config: DictConfig, name: str, folder: RunFolder, notices: list[str]) -
         "passed": passed,
         **describe(config, name, notices),
         "images_seen": int(task.images_seen),
+        "batch": data.batch_size * trainer.world_size,  # type: ignore[attr-defined]
         "seconds": round(point.seconds, 1),
         "seconds_this_session": round(time.monotonic() - started, 1),
         "headline": task.headline,

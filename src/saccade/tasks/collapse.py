@@ -25,7 +25,8 @@ class CollapseGuard:
         loss_below: the discriminator's whole loss counts as zero below this; 0 switches the check off. Hinge loss is 2
             for a discriminator that knows nothing and about 1 in a healthy training.
         loss_steps: steps in a row with such a loss that end the run.
-        diversity_below: the samples' variety counts as lost below this share of the real images'; 0 switches it off.
+        diversity_below: the samples' variety, or that within a class, counts as lost below this share of the real
+            images'; 0 switches it off.
         diversity_evaluations: evaluations in a row with such a variety that end the run, once there was any.
         diversity_patience: evaluations in a row that end a run whose samples never had any; an untrained generator's
             have none.
@@ -79,7 +80,7 @@ class CollapseGuard:
         limit = self.diversity_evaluations if varied else self.diversity_patience
         if self.diversity_below > 0 and evaluations >= limit:
             raise TrainingCollapsed(
-                f"The training has collapsed at image {images_seen:,}: the samples differ from each other by "
+                f"The training has collapsed at image {images_seen:,}: the samples, or those of a class, differ by "
                 f"{diversity:.3f} of what real images do, below {self.diversity_below:g} for {evaluations} evaluations "
                 f"in a row{'' if varied else ', the first ones included'}. " + _ADVICE.format(option="diversity_below")
             )
@@ -107,3 +108,18 @@ def diversity(images: Tensor, *, size: int = 8) -> float:
     small = F.adaptive_avg_pool2d(images.float(), size).flatten(1).double()
     # (N, C * size * size)
     return float(torch.pdist(small).mean()) / math.sqrt(small.shape[1])
+
+
+def class_diversity(images: Tensor, labels: Tensor) -> float:
+    """Mean `diversity` within a class, over the classes that have two images or more; 0 if none has.
+
+    A conditional generator can keep its classes apart and still make one image of each.
+
+    Args:
+        images: (N, C, Y, X).
+        labels: (N,).
+    """
+    labels = labels.to(images.device)
+    several = (torch.bincount(labels) > 1).nonzero().flatten()
+    found = [diversity(images[labels == label]) for label in several]
+    return sum(found) / max(len(found), 1)

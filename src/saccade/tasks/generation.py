@@ -26,7 +26,8 @@ from saccade.losses.adversarial import (
     nonsaturating_generator,
 )
 from saccade.tasks.base import Ema, OptimiserFactory, Task, step_seed
-from saccade.tasks.collapse import CollapseGuard, diversity
+from saccade.tasks.collapse import CollapseGuard, class_diversity, diversity
+from saccade.tasks.generation_scores import GenerationScores
 
 Terms = dict[str, Tensor]
 LossName = Literal["hinge", "logistic"]
@@ -36,6 +37,7 @@ _LOSSES: dict[str, tuple[Callable[[Tensor, Tensor], Terms], Callable[[Tensor], T
 }
 _DRAWS = 0x6E6F697365  # keeps the noise apart from the other random numbers of a step
 PICTURE_CLASSES, PICTURE_COLUMNS = 10, 8
+DIVERSITIES = ("diversity_to_real", "class_diversity_to_real")
 SELECTABLE = ("fid", "frechet")  # how names of metrics begin that the best checkpoint can be chosen by
 
 
@@ -148,17 +150,18 @@ class GenerationTask(Task):
         self.discriminator_loss, self.generator_loss = _LOSSES[loss]
         self.weights = dict.fromkeys(self.terms, 1.0)
         self.accumulate, self.discriminator_steps = accumulate, discriminator_steps
-        self.scores = _default_scores() if scores is None else scores
+        self.scores: Scores = GenerationScores() if scores is None else scores
         self.select, self.score_start = select, score_start
         self.truncation, self.evaluation_seed = check_truncation(truncation), evaluation_seed
         self.collapse = collapse
         self.classes: int | None = generator.classes  # type: ignore[assignment]
+        self._latent: int = generator.latent  # type: ignore[assignment]
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
         self.register_buffer("start_score", torch.zeros(()))  # 0: not known
         for count in ("lossless_steps", "uniform_evaluations", "varied"):  # in a row; in a row; in all
             self.register_buffer(count, torch.zeros((), dtype=torch.int64))
-        self._start_metric: str | None = None  # what start_score is of: scores of other counts or sets do not compare
-        self._real_diversity: float | None = None
+        self._start_metric: str | None = None  # of start_score: those of other counts or sets do not compare
+        self._real_diversity: list[float] | None = None
         # what attention=none left frozen stays so
         self._trained = [weight for weight in self.discriminator.parameters() if weight.requires_grad]
 
@@ -169,12 +172,15 @@ class GenerationTask(Task):
         ]
 
     def on_fit_start(self) -> None:
-        """Compare the data's classes with the networks'.
+        """Compare the data's classes with the networks', and look for the real sets that will be compared with.
 
         Raises:
-            ValueError: they differ.
+            ValueError: the classes differ, or the data have no such split.
         """
-        names = getattr(getattr(self.trainer, "datamodule", None), "class_names", None)
+        data: Any = getattr(self.trainer, "datamodule", None)
+        for split in getattr(self.scores, "splits", ()) if hasattr(data, "reference") else ():
+            data.reference(split)  # not found only at the first evaluation otherwise, days later
+        names = getattr(data, "class_names", None)
         if self.classes is not None and names is not None and len(names) != self.classes:
             raise ValueError(
                 f"task: the networks have {self.classes} classes, the data {len(names)}; "
@@ -208,7 +214,7 @@ class GenerationTask(Task):
         """
         random = torch.Generator().manual_seed(step_seed(self.seed ^ _DRAWS, int(self.images_seen), purpose))
         whole, first = count * self.trainer.world_size, count * self.global_rank
-        latents = torch.randn(whole, self.generator.latent, generator=random)  # type: ignore[call-overload]
+        latents = torch.randn(whole, self._latent, generator=random)
         labels = None if self.classes is None else torch.randint(self.classes, (whole,), generator=random)
         return GeneratorInputs(latents, labels).part(first, count).to(self.device)
 
@@ -302,8 +308,7 @@ class GenerationTask(Task):
 
     def on_validation_epoch_end(self) -> None:
         metrics = self.scores.compute()
-        self.selection = self._selection(metrics)
-        self.headline = self.selection
+        self.headline = self.selection = self._selection(metrics)
         if self.selection is not None and self.score_start:
             if self.trainer.state.fn == "fit":
                 self._start_metric = self.selection
@@ -312,7 +317,7 @@ class GenerationTask(Task):
             if self.selection == self._start_metric and float(self.start_score) > 0:
                 self.headline = f"{self.selection}_ratio_to_start"
                 metrics[self.headline] = metrics[self.selection] / float(self.start_score)
-        metrics["diversity_to_real"] = self._diversity()
+        metrics |= self._diversities()
         self.log_evaluation(metrics)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -330,7 +335,8 @@ class GenerationTask(Task):
         images = int(self.images_seen)
         if self.collapse is None or self.trainer.state.fn != "fit" or images == 0:
             return
-        own = torch.tensor(self.evaluation["diversity_to_real"], dtype=torch.float64, device=self.device)
+        least = min(self.evaluation[name] for name in DIVERSITIES if name in self.evaluation)
+        own = torch.tensor(least, dtype=torch.float64, device=self.device)
         found = float(self.trainer.strategy.reduce(own, reduce_op="mean"))  # so that all ranks decide alike
         uniform = found < self.collapse.diversity_below
         self.varied += not uniform
@@ -344,10 +350,6 @@ class GenerationTask(Task):
     def provenance(self) -> dict[str, Any]:
         return {"metrics": self.scores.provenance()}
 
-    @property
-    def _latent(self) -> int:
-        return int(self.generator.latent)  # type: ignore[arg-type]
-
     def _selection(self, metrics: Mapping[str, float]) -> str | None:
         if self.select is None:
             return next((name for begin in SELECTABLE for name in metrics if name.startswith(begin)), None)
@@ -355,13 +357,18 @@ class GenerationTask(Task):
             raise ValueError(f"task: select={self.select} is not computed; valid: {', '.join(metrics)}")
         return self.select
 
-    def _diversity(self) -> float:
-        """Variety of a fixed set of samples, over that of as many real images."""
+    def _diversities(self) -> dict[str, float]:
+        """Variety of fixed samples over that of real images: among them all, and within a class."""
         count = 64 if self.collapse is None else self.collapse.samples
         if self._real_diversity is None:
-            real = self.trainer.datamodule.preview(count)  # type: ignore[attr-defined]
-            self._real_diversity = diversity(real.images)
-        return diversity(self.generate(self.inputs_at(torch.arange(count)))) / max(self._real_diversity, 1e-12)
+            real = self.trainer.datamodule.preview(max(count, 2 * (self.classes or 1)))  # type: ignore[attr-defined]
+            self._real_diversity = [diversity(real.images), class_diversity(real.images, real.labels)]
+        found = [diversity(self.generate(self.inputs_at(torch.arange(count))))]
+        pictures = self.picture_batch().to(self.device)
+        if pictures.labels is not None and self._real_diversity[1] > 0:
+            found.append(class_diversity(self.generate(pictures), pictures.labels))
+        pairs = zip(DIVERSITIES, found, self._real_diversity, strict=False)
+        return {name: value / max(real, 1e-12) for name, value, real in pairs}
 
     # ------------------------------------------------------------------ pictures
 
@@ -391,10 +398,3 @@ def _checked(generator: nn.Module, discriminator: nn.Module | None) -> nn.Module
             f"task: generator and discriminator have one number of classes; got {classes[0]}, {classes[1]}"
         )
     return discriminator
-
-
-def _default_scores() -> Scores:
-    from saccade.tasks.generation_scores import GenerationScores
-
-    scores: Scores = GenerationScores()
-    return scores
