@@ -74,8 +74,8 @@ class ResumePoint(pl.Callback):
         if self._ranks not in (None, trainer.world_size):
             raise ValueError(
                 f"this run began on {self._ranks} devices and has come back on {trainer.world_size}, which would "
-                f"change the batch of a step; go on with {self._ranks} (runtime.devices times runtime.num_nodes), or begin "
-                "again with runtime.force=true"
+                f"change the batch of a step; go on with {self._ranks} (runtime.devices times runtime.num_nodes), or "
+                "begin again with runtime.force=true"
             )
         self._ranks = trainer.world_size
         self._since = time.monotonic()

@@ -131,7 +131,12 @@ def find_folders(root: Path, held_out: float = 0.1) -> Listing:
     if "train" in names and (root / "train").is_dir():
         return _two_levels(root)
     if not names:
-        raise ValueError(f"{root}: no folders of classes there")
+        if not root.is_dir():
+            raise ValueError(f"{root}: no folders of classes there, as there is no such folder")
+        raise ValueError(
+            f"{root}: no folders of classes there; put the pictures of each class into a folder of its own, "
+            f"{root}/<class>/ (one such folder if there is only one class)"
+        )
     classes = tuple(names)
     entries = entries_of(root, classes)
     if held_out == 0:
