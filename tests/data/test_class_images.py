@@ -286,3 +286,13 @@ def test_the_stand_in_goes_through_the_packer(tmp_path: Path) -> None:
     upright = module(tmp_path / "imagenet", **options, exif="apply")  # a pack of its own beside the first
     upright.setup()
     assert upright.manifest["options"]["exif"] == "apply"
+
+
+def test_a_preview_of_some_classes_holds_no_others(tmp_path: Path) -> None:
+    module = ClassImagesModule(
+        root=tmp_path / "none", cache=tmp_path, image_size=16, source="standin", standin_train=3, standin_val=1
+    )
+    batch = module.preview(4, labels=[2, 7])
+    assert batch.labels.tolist() == [2, 2, 7, 7]
+    with pytest.raises(ValueError, match="labels"):
+        module.preview(4, labels=[99])

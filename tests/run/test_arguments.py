@@ -51,3 +51,11 @@ def test_exit_codes(capsys):
     assert capsys.readouterr().err == "Error: no such disk\n"
     assert run_command(["run=a"], "usage: it", lambda given: [*given, "done"]) == 0
     assert capsys.readouterr().out == "run=a\ndone\n"
+
+
+def test_an_interrupt_is_no_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def work(arguments: object) -> list[str]:
+        raise KeyboardInterrupt
+
+    assert run_command(["key=value"], "usage", work) == 130
+    assert "Stopped" in capsys.readouterr().err

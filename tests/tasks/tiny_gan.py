@@ -111,7 +111,7 @@ class Data(pl.LightningDataModule):
         keys = [str(position) for position in range(start, start + count)]
         return ClassBatch(torch.stack(images), torch.tensor(labels), keys)
 
-    def preview(self, count: int, split: str = "train") -> ClassBatch:
+    def preview(self, count: int, split: str = "train", *, labels: object = None) -> ClassBatch:
         return self.batch(1000, count)
 
     def train_dataloader(self) -> Iterator[ClassBatch]:

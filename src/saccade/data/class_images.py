@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
@@ -330,17 +331,20 @@ class ClassImagesModule(LightningDataModule):
             self._datasets[split] = PackedImages(folder, split)
         return self._datasets[split]
 
-    def preview(self, count: int, split: ClassSplit = "train") -> ClassBatch:
-        """The same few pictures every time, spread over the classes: for image grids.
+    def preview(self, count: int, split: ClassSplit = "train", *, labels: Sequence[int] | None = None) -> ClassBatch:
+        """The same few pictures every time, spread over the classes or over those of `labels`.
 
         Raises:
-            ValueError: count below 1.
+            ValueError: count below 1, or no picture with such labels.
         """
         if count < 1:
             raise ValueError(f"preview: count must be at least 1; got {count}")
         images = self.dataset(split)
-        count = min(count, len(images))
-        return collate_class([images[i * len(images) // count] for i in range(count)])
+        places = np.arange(len(images)) if labels is None else np.flatnonzero(np.isin(images.labels, labels))
+        if not len(places):
+            raise ValueError(f"preview: no {split} picture has one of the labels {labels}")
+        count = min(count, len(places))
+        return collate_class([images[int(places[i * len(places) // count])] for i in range(count)])
 
     def reference(self, split: ClassSplit) -> tuple[ReferenceSet, Callable[[], Iterable[Tensor]]]:
         """A split as a real set to score against: what it is, and a call that goes through it.

@@ -68,7 +68,7 @@ def run_command(arguments: Sequence[str] | None, usage: str, work: Callable[[Seq
         work: does what the arguments ask.
 
     Returns:
-        The exit code: 0; 1 after an error that the user can mend; 2 if nothing was asked.
+        The exit code: 0; 1 after an error that the user can mend; 2 if nothing was asked; 130 after Ctrl-C.
     """
     given = sys.argv[1:] if arguments is None else arguments
     if not given or given[0] in ("-h", "--help"):
@@ -79,5 +79,8 @@ def run_command(arguments: Sequence[str] | None, usage: str, work: Callable[[Seq
     except (ValueError, RuntimeError, OSError) as error:
         print(f"Error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nStopped. What was not finished is not written.", file=sys.stderr)
+        return 130
     print("\n".join(lines))
     return 0

@@ -48,7 +48,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
         with np.load(path, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"arrays={path}: not a readable .npz of arrays ({error})") from error
+        reason = f" ({error})" if isinstance(error, OSError) else ""  # NumPy's own advice would unpickle the file
+        raise ValueError(f"arrays={path}: not a readable .npz of arrays{reason}") from error
 
 
 def import_checkpoint(

@@ -39,7 +39,8 @@ def _job(config: DictConfig) -> float | None:
     if result.get("passed") is False:
         headline, limit = result["headline"], config.budget.max_ratio
         reached = result["metrics"][headline]
-        print(f"\nFAILED: {headline} ended at {reached:.3f}; {config.budget.name} allows {limit}", file=sys.stderr)
+        told = f"{headline} ended at {reached:.3f}; {config.budget.name} allows {limit}"
+        print(f"\nFAILED: {told} (judge nothing: budget.max_ratio=null)", file=sys.stderr)
         sys.exit(2)
     return _headline(result)
 

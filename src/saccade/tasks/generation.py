@@ -360,11 +360,13 @@ class GenerationTask(Task):
     def _diversities(self) -> dict[str, float]:
         """Variety of fixed samples over that of real images: among them all, and within a class."""
         count = 64 if self.collapse is None else self.collapse.samples
-        if self._real_diversity is None:
-            real = self.trainer.datamodule.preview(max(count, 2 * (self.classes or 1)))  # type: ignore[attr-defined]
-            self._real_diversity = [diversity(real.images), class_diversity(real.images, real.labels)]
-        found = [diversity(self.generate(self.inputs_at(torch.arange(count))))]
         pictures = self.picture_batch().to(self.device)
+        if self._real_diversity is None:
+            data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
+            shown = None if pictures.labels is None else sorted(set(pictures.labels.tolist()))
+            some, alike = data.preview(count), data.preview(len(pictures), labels=shown)
+            self._real_diversity = [diversity(some.images), class_diversity(alike.images, alike.labels)]
+        found = [diversity(self.generate(self.inputs_at(torch.arange(count))))]
         if pictures.labels is not None and self._real_diversity[1] > 0:
             found.append(class_diversity(self.generate(pictures), pictures.labels))
         pairs = zip(DIVERSITIES, found, self._real_diversity, strict=False)

@@ -142,6 +142,11 @@ class GenerationScores:
         cache = Path(folder) / "statistics" if folder else None
         for split in self.splits:
             reference, images = data.reference(split)
+            if reference.count < 2:
+                raise ValueError(
+                    f"scores: the {split} split has {reference.count} picture, and a distance needs 2 or more; hold out "
+                    "more (data.module.held_out), or score against another split (task.module.scores.splits=[train])"
+                )
             for space in spaces:
                 real[space.name][split] = real_statistics(space, reference, images, cache, keep=keep, device=device)
         suffix = "" if truncation is None else f"_truncated{truncation:g}"
