@@ -145,7 +145,7 @@ class GenerationScores:
             if reference.count < 2:
                 raise ValueError(
                     f"scores: the {split} split has {reference.count} picture, and a distance needs 2 or more; hold "
-                    "out more (data.module.held_out), or score against another split (task.module.scores.splits=[train])"
+                    "out more (data.module.held_out), or score against others (task.module.scores.splits=[train])"
                 )
             for space in spaces:
                 real[space.name][split] = real_statistics(space, reference, images, cache, keep=keep, device=device)
