@@ -114,7 +114,7 @@ def test_a_collapse_ends_in_one_message(command: Command, arguments: list[str], 
     [
         (["data.source=files"], "prepare_data.py imagenet"),
         (["model.classes=1000"], "10 classes"),
-        (["model.channels=[16,16]"], "4 of them"),
+        (["model.channels=[16,16]"], "4 maps, 4x4 to 32x32"),
         (["task.module.accumulate=3"], "multiple of 3"),
         (["model.net.spectral=half"], "bounded"),
     ],
