@@ -239,3 +239,12 @@ def test_a_picture_without_joints_has_a_column_a_head():
     assert picture.shape[1] == one.shape[1]
     assert picture.shape[0] > 1.8 * one.shape[0]
     assert head_names(object(), 2) == ["head 0", "head 1"]
+
+
+def test_other_tasks_get_a_column_for_each_kind_of_picture():
+    low, high = torch.full((3, 3, 8, 8), -1.0), torch.ones(3, 3, 16, 16)
+    both = sheet({"low": low, "high": high}, count=2, title="t")
+    one = sheet({"high": high}, count=2, title="t")
+    assert both.shape[1] > one.shape[1]
+    assert both.shape[0] == one.shape[0]  # each kind is enlarged to one height
+    assert sheet({"high": high}, count=3, title="t").shape[0] > one.shape[0]

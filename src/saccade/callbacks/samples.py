@@ -1,6 +1,7 @@
 """Image grids of a run, of one fixed batch, as training goes on.
 
-Of poses: source, poses, generated, target and error. Of a generator from noise: a row a class.
+Of poses: source, poses, generated, target and error. Of a generator from noise: a row a class. Of other tasks: a column
+for each kind of picture that they show.
 """
 
 from __future__ import annotations
@@ -13,25 +14,28 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from saccade.callbacks.observing import PictureCallback, images_seen, sampling_batch
-from saccade.pictures.canvas import Picture, to_uint8
+from saccade.pictures.canvas import Picture, readable_height, to_uint8
 from saccade.pictures.class_grid import Row, class_grid
-from saccade.pictures.grid import sample_grid
+from saccade.pictures.grid import TILE, Column, grid, sample_grid
 
 PREFIX = "samples"
 _COLUMNS = 8  # of images without classes
 
 
 def sheet(sample: Mapping[str, Tensor], *, count: int, title: str, class_names: Sequence[str] | None = None) -> Picture:
-    """One sample as a picture: a pose task's sheet, or rows of generated images with the names of their classes.
+    """One sample as a picture.
 
     Args:
-        sample: what `saccade.pictures.grid.sample_grid` takes; or `generated` (B, 3, Y, X) with, where there are
-            classes, `labels` (B,): images of one class stand together, as many of each.
+        sample: what `saccade.pictures.grid.sample_grid` takes, a pose task's; or `generated` (B, 3, Y, X) with, where
+            there are classes, `labels` (B,): images of one class stand together, as many of each; or pictures
+            (B, 3, Y, X) by the headings of their columns.
         count: rows at most.
     """
     if "source" in sample:
         note = "error: absolute difference, mean over colours; black is none, pale yellow half the range or more"
         return sample_grid(sample, count=count, title=title, note=note)
+    if not set(sample) <= {"generated", "labels"}:
+        return _columns(sample, count, title)
     pictures, labels = list(to_uint8(sample["generated"])), sample.get("labels")
     if labels is None:
         rows = [Row("", pictures[at : at + _COLUMNS]) for at in range(0, len(pictures), _COLUMNS)]
@@ -41,6 +45,13 @@ def sheet(sample: Mapping[str, Tensor], *, count: int, title: str, class_names: 
     columns = len(pictures) // len(classes)
     rows = [Row(name, pictures[row * columns : (row + 1) * columns]) for row, name in enumerate(names)]
     return class_grid(rows[:count], title=title, note="each column has one latent vector")
+
+
+def _columns(sample: Mapping[str, Tensor], count: int, title: str) -> Picture:
+    """A column for each kind of picture, all as large as the largest of them."""
+    columns = [Column(name.replace("_", " "), list(to_uint8(images[:count]))) for name, images in sample.items()]
+    tallest = max(images.shape[-2] for images in sample.values())
+    return grid(columns, tile=readable_height(tallest, least=TILE), title=title)
 
 
 class SampleGrids(PictureCallback):

@@ -126,7 +126,7 @@ def evaluate_folder(options: dict[str, str]) -> dict[str, Any]:
     """Score `images` against `reference`, print the metrics and write them to `out` if it is given."""
     from saccade.metrics.folder import score_folders
     from saccade.metrics.pairs import PLAIN_METRICS
-    from saccade.run.folder import write_text
+    from saccade.files import write_text
 
     known = {"images", "reference", "out", "names", "weights", "weights_dir"}
     unknown = sorted(set(options) - known)
@@ -153,19 +153,37 @@ def evaluate_folder(options: dict[str, str]) -> dict[str, Any]:
 def swap_attention(config: DictConfig, name: str) -> DictConfig:
     """The same run with another backend, set up as training it would have been.
 
+    Options of the model that its backends set otherwise (`conf/tuning/<model>_net_<attention>.yaml`) change along.
+
     Raises:
         ValueError: unknown backend.
     """
     known = sorted(file.stem for file in (CONF / "attention").glob("*.yaml"))
     if name not in known:
         raise ValueError(f"attention={name} is unknown; choose one of {', '.join(known)}")
+    before, after = _composed(config, config.attention.name), _composed(config, name)
+    swapped = config.copy()
+    swapped.attention = after.attention
+    _follow(swapped.model, before.model, after.model)
+    return swapped
+
+
+def _composed(config: DictConfig, attention: str) -> DictConfig:
+    """What the command line would make of the run's groups with a backend."""
     register()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         overrides = [f"{group}={config[group].name}" for group in ("model", "budget")]
-        composed = compose("train", overrides=[*overrides, f"attention={name}"])
-    swapped = config.copy()
-    swapped.attention = composed.attention
-    return swapped
+        return compose("train", overrides=[*overrides, f"attention={attention}"])
+
+
+def _follow(node: DictConfig, before: DictConfig, after: DictConfig) -> None:
+    """Change, in place, what differs between two configurations; what the run itself changed stays."""
+    theirs, ours = (OmegaConf.to_container(side, resolve=False) for side in (before, after))
+    for key in after:
+        if isinstance(after._get_node(key), DictConfig) and isinstance(before._get_node(key), DictConfig):
+            _follow(node[key], before[key], after[key])
+        elif cast(Any, theirs).get(key) != cast(Any, ours)[key]:
+            node[key] = cast(Any, ours)[key]
 
 
 def override(config: DictConfig, options: dict[str, str]) -> DictConfig:
