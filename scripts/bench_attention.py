@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -41,6 +42,7 @@ from attention_bench.peers import why_skipped
 from attention_bench.requests import check_device, check_options, odd, positive, whole
 from attention_bench.suites import SUITES, Wish
 from attention_bench.verdicts import as_text, verdicts
+from saccade.files import write_text
 
 COLUMNS = [
     *("suite", "label", "backend", "options", "kernel", "inputs", "batch", "q_rows", "q_cols", "kv_rows", "kv_cols"),
@@ -107,13 +109,11 @@ def _figures(row: dict[str, Any]) -> str:
 
 def write_csv(path: Path, rows: Iterable[dict[str, Any]], columns: Sequence[str] = COLUMNS) -> None:
     """Write the rows under a temporary name, then rename: an interrupted run leaves the old file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    partial.replace(path)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
 
 
 def read_csv(paths: Iterable[Path]) -> list[dict[str, Any]]:

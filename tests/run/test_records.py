@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from saccade.run.folder import RunFolder, write_text
+from saccade.run.folder import RunFolder
 from saccade.run.records import CsvRecord
 
 
@@ -39,15 +39,6 @@ def test_csv_resume_forgets_what_came_after_the_checkpoint(tmp_path: Path) -> No
         ("16", "16.0"),
         ("24", "-1.0"),
     ]
-
-
-def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    write_text(path, "old")
-    with pytest.raises(TypeError):
-        write_text(path, 3)  # type: ignore[arg-type]
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_unwritable_run_folder_is_named(tmp_path: Path) -> None:

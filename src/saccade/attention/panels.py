@@ -5,13 +5,13 @@ Matplotlib is imported when a figure is made.
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from saccade.files import replacing
 
 STEP_COLOURS = ("#2563a8", "#d9772b", "#2d8a57", "#8b3fa0")
 INK, FAINT, LINE, EMPTY, MISSING = "#262a33", "#767e8c", "#dfe3ea", "#f4f6f9", "#c8273a"
@@ -75,14 +75,6 @@ def draw_outline(axes: Any, row: int, col: int, colour: str = INK, width: float 
 
 def write_figure(figure: Any, path: Path) -> Path:
     """Write the PNG so that the file is either whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            figure.savefig(file, format="png")
-        os.chmod(name, 0o644)  # mkstemp's files are private to their owner
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
     return path

@@ -8,7 +8,6 @@ and its middle 176 columns (gpa page, section 6). `decide_frame` tells them apar
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from saccade.files import write_text
 from saccade.geometry import Size
 
 COUNT = 18
@@ -105,9 +105,7 @@ def write_annotations(path: Path | str, rows: Mapping[str, Tensor] | Iterable[tu
         there = points[:, 2] > 0
         xs, ys = (torch.where(there, points[:, i].round(), -1.0).int().tolist() for i in (0, 1))
         out.append(f"{name}: {json.dumps(ys)}: {json.dumps(xs)}")
-    partial = path.with_name(f"{path.name}.part-{os.getpid()}")
-    partial.write_text("\n".join(out) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, "\n".join(out) + "\n")
 
 
 def decide_frame(

@@ -32,6 +32,7 @@ import numpy as np
 
 from saccade.data.class_layout import ClassSplit, Entry, Listing
 from saccade.data.square import CROP, EXIFS, ODDITIES, Exif, Square, read_square
+from saccade.files import write_bytes
 
 Advance = Callable[[int, int], None]  # pictures done, pictures in all
 Read = Callable[[Entry, int], Square]  # an entry at a size
@@ -349,17 +350,11 @@ def _write_all(file: io.RawIOBase | io.FileIO, data: bytes) -> None:
 def _write_labels(path: Path, labels: Sequence[int]) -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.array(labels, dtype=np.int64))
-    _write_bytes(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def _write_text(path: Path, text: str) -> None:
-    _write_bytes(path, text.encode("utf-8", "surrogateescape"))
-
-
-def _write_bytes(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(data)
-    partial.replace(path)
+    write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
 def sha256(path: Path) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from saccade.data.keypoints import Annotations
+from saccade.files import write_text
 
 Pair = tuple[str, str]
 HEADER = "from,to"
@@ -50,10 +50,7 @@ def read_pairs(path: Path | str) -> list[Pair]:
 
 def write_pairs(path: Path | str, pairs: Iterable[Pair]) -> None:
     """Write a pair list, whole or not at all."""
-    path = Path(path)
-    partial = path.with_name(f"{path.name}.part-{os.getpid()}")
-    partial.write_text("\n".join([HEADER, *(f"{a},{b}" for a, b in pairs)]) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, "\n".join([HEADER, *(f"{a},{b}" for a, b in pairs)]) + "\n")
 
 
 def group_of(name: str) -> str | None:

@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from saccade.data.keypoints import Annotations, decide_frame, read_annotations
 from saccade.data.layout import SPLITS, Split, find_lists
 from saccade.data.lists import DeepFashionLists, read_lists
 from saccade.data.pairs import Pair, audit_splits, read_pairs, regenerate_pairs, write_pairs
+from saccade.files import replacing, write_bytes, write_text
 from saccade.geometry import Size
 
 Advance = Callable[[int, int], None]  # pictures done, pictures in all
@@ -206,7 +206,7 @@ def convert(source: Path, lists: Path, out: Path, options: Options, advance: Adv
                 advance(written, len(work.pictures))
     _write_lists(work, out)
     manifest = _manifest(work, out, source, options)
-    _write_text(out / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+    write_text(out / MANIFEST, json.dumps(manifest, indent=2) + "\n")
     (out / _BEGUN).unlink()
     return manifest
 
@@ -247,10 +247,10 @@ def _begin(out: Path, options: Options, work: Work) -> None:
     else:
         if any(out.iterdir()):
             raise ValueError(f"{out}: the folder is not empty and was not made by this command; choose another --out")
-    _write_text(out / _BEGUN, json.dumps(wanted) + "\n")
+    write_text(out / _BEGUN, json.dumps(wanted) + "\n")
     for split in SPLITS:
         (out / split).mkdir(exist_ok=True)
-        for half in (out / split).glob("*.part"):
+        for half in (out / split).glob(".*.tmp"):  # of a call that was killed
             half.unlink()
 
 
@@ -258,13 +258,12 @@ def _write_picture(name: str, data: bytes, path: Path, options: Options) -> None
     pixels = decode_image(name, data)
     size = Size(*pixels.shape[:2])
     target = Size(*options.size)
-    partial = path.with_name(path.name + ".part")
     if size == target:
-        partial.write_bytes(data)
-    else:
-        made = _reshape(name, pixels, target, options.keep_borders)
-        Image.fromarray(made).save(partial, format="JPEG", quality=options.quality, subsampling=0)
-    partial.replace(path)
+        write_bytes(path, data)
+        return
+    made = _reshape(name, pixels, target, options.keep_borders)
+    with replacing(path) as file:
+        Image.fromarray(made).save(file, format="JPEG", quality=options.quality, subsampling=0)
 
 
 def _reshape(name: str, pixels: Pixels, target: Size, keep_borders: bool) -> Pixels:
@@ -323,12 +322,4 @@ def _sha256(path: Path) -> str:
 
 
 def _copy(source: Path, target: Path) -> None:
-    partial = target.with_name(target.name + ".part")
-    shutil.copyfile(source, partial)
-    partial.replace(target)
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    write_bytes(target, source.read_bytes())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -22,6 +21,7 @@ from saccade.metrics.features import (
 )
 from saccade.metrics.frechet import FeatureMoments, frechet_distance
 from saccade.metrics.pixels import l1_per_image, masked_l1_per_image, psnr_per_image, to_uint8
+from saccade.metrics.rows import column_means, gathered_rows
 from saccade.metrics.ssim import SSIM_PROTOCOLS
 
 PIXEL_METRICS = ("psnr", "l1", "l1_figure")
@@ -192,7 +192,7 @@ class ImagePairMetrics:
 
     def per_image(self) -> list[dict[str, Any]]:
         """One row per pair: ``key`` and every per-image metric under its label, in the order in which keys came."""
-        return [{"key": key, **row} for key, row in _gathered(self._rows).items()]
+        return [{"key": key, **row} for key, row in gathered_rows(self._rows).items()]
 
     def compute(self) -> dict[str, float]:
         """Mean over images of each metric, and the Frechet distances.
@@ -202,14 +202,10 @@ class ImagePairMetrics:
         Raises:
             ValueError: no images yet.
         """
-        rows = list(_gathered(self._rows).values())
+        rows = list(gathered_rows(self._rows).values())
         if not rows:
             raise ValueError("metrics: no images were added")
-        results: dict[str, float] = {}
-        for label in dict.fromkeys(label for row in rows for label in row):
-            values = [row[label] for row in rows if label in row and math.isfinite(row[label])]
-            if values:
-                results[label] = math.fsum(values) / len(values)
+        results = column_means(rows)
         for metric in self._frechet:
             distance = metric.compute()
             if distance is not None:
@@ -342,12 +338,3 @@ def _valid(size: Size) -> list[str]:
 def _rank() -> int:
     distributed = torch.distributed
     return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
-
-
-def _gathered(rows: dict[str, dict[str, float]]) -> dict[str, dict[str, float]]:
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
-        return rows
-    parts: list[Any] = [None] * distributed.get_world_size()
-    distributed.all_gather_object(parts, rows)
-    return {key: row for part in parts for key, row in part.items()}

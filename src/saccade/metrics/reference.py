@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saccade.files import replacing
 from saccade.geometry import Size
 from saccade.metrics.features import FeatureExtractor
 from saccade.metrics.frechet import FeatureMoments, several_processes
@@ -239,11 +238,5 @@ def _write(path: Path, key: str, moments: FeatureMoments) -> None:
 
 
 def _write_arrays(path: Path, **arrays: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(file, **arrays)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with replacing(path) as file:
+        np.savez(file, **arrays)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from functools import lru_cache
 from pathlib import Path
 
@@ -12,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
+from saccade.files import replacing
 
 Picture = NDArray[np.uint8]
 Colour = tuple[int, int, int]
@@ -153,14 +153,6 @@ def write_png(path: Path, picture: Picture) -> Path:
         OSError: the folder cannot be made or written to; the message names it.
     """
     require_picture(picture, f"write_png {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            Image.fromarray(picture).save(file, format="PNG")
-        os.chmod(name, 0o644)  # mkstemp's files are private to their owner
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    with replacing(path) as file:
+        Image.fromarray(picture).save(file, format="PNG")
     return path

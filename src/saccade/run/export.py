@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from hydra.utils import get_class
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from saccade.files import new_folder
 from saccade.run.config import Runtime
 from saccade.run.folder import RunFolder
 from saccade.run.load import checkpoint_of
@@ -47,9 +47,7 @@ def export(run: Path, out: Path, weights: str = "last") -> Path:
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]  # type: ignore[arg-type]
     task = cast(type[Task], get_class(config.task.module._target_))
     networks = {name: _halved(state, name) for name in task.exported}
-    partial = target.path.with_name(f".{target.path.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with new_folder(target.path) as partial:
         (partial / "pictures").mkdir(parents=True)
         torch.save({**networks, "images_seen": state["images_seen"]}, partial / "weights.pt")
         config.runtime = OmegaConf.structured(Runtime)  # the folders of one machine are of no use on another
@@ -57,9 +55,6 @@ def export(run: Path, out: Path, weights: str = "last") -> Path:
         RunFolder(partial).write_result({**source.result(), "weights": weights})
         for picture in _newest_pictures(source.pictures):
             shutil.copyfile(picture, partial / "pictures" / picture.name)
-        os.replace(partial, target.path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target.path
 
 

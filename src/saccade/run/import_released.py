@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from saccade.data.pack import sha256
+from saccade.files import new_folder
 from saccade.models.sagan_import import CHANNELS, Imported, import_released
 from saccade.run.arguments import read_options, read_whole, run_command
 from saccade.run.config import CONF, Runtime, register
@@ -79,10 +78,7 @@ def import_checkpoint(
     _check_fit(config, imported)
     images_seen = batch_size * (imported.step or 0)
     weights = {"generator": imported.generator, "discriminator": imported.discriminator}
-    partial = target.path.with_name(f".{target.path.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with new_folder(target.path) as partial:
         torch.save({**weights, "images_seen": torch.tensor(images_seen)}, partial / "weights.pt")
         folder = RunFolder(partial)
         folder.write_config(config)
@@ -96,9 +92,6 @@ def import_checkpoint(
                 "arrays": {"file": arrays.name, "sha256": sha256(arrays), "left_out": imported.ignored},
             }
         )
-        os.replace(partial, target.path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return target.path
 
 

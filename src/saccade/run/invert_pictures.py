@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +14,7 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from saccade.attention.block import SlotBlock
+from saccade.files import new_folder, write_text
 from saccade.geometry import Size
 from saccade.inversion import Inversion, attention_rows, saliency
 from saccade.inversion.losses import first_block
@@ -23,7 +22,6 @@ from saccade.inversion.saliency_maps import Normaliser, key_size
 from saccade.inversion.samples import held
 from saccade.pictures.canvas import Picture, to_uint8, write_png
 from saccade.pictures.saliency import QueryMaps, inversion_sheet, query_sheet, saliency_sheet
-from saccade.run.folder import write_text
 from saccade.run.invert import Found
 from saccade.run.invert_inputs import Networks, Request, Targets
 
@@ -34,9 +32,7 @@ _SHOWN: Normaliser = "attending"
 
 def write_all(request: Request, networks: Networks, targets: Targets, found: Found) -> Path:
     """Write everything into a new folder, which is there whole or not at all."""
-    partial = request.out.with_name(f".{request.out.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with new_folder(request.out) as partial:
         told = _told(request, networks, targets)
         title = _title(told)
         _write_images(partial / "images", targets, found)
@@ -55,9 +51,6 @@ def write_all(request: Request, networks: Networks, targets: Targets, found: Fou
             ],
         }
         write_text(partial / "inversion.json", json.dumps(record, indent=1) + "\n")
-        os.replace(partial, request.out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return request.out
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from pytorch_lightning.loggers.logger import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from saccade.run.folder import write_text
+from saccade.files import write_text
 
 EVAL_PREFIX = "eval/"
 

@@ -22,9 +22,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from saccade.files import write_text
 from saccade.layers.latents import check_truncation
 from saccade.run.arguments import read_choice, read_options, read_whole, run_command
-from saccade.run.folder import RunFolder, write_text
+from saccade.run.folder import RunFolder
 from saccade.run.load import WEIGHTS, Weights, load_task
 from saccade.run.sample_images import Mode, Planned, Request, Way, draw, plan
 
