@@ -57,6 +57,16 @@ def write_whole(
         return _install(folder, root, who, arguments, summary, overwrite)
 
 
+def require_no_standin(root: Path) -> None:
+    """Refuse to put real files into a stand-in's folder, whose mark would go on saying what they are not.
+
+    Raises:
+        ValueError: the folder is marked as a stand-in.
+    """
+    if (root / MARKER).is_file():
+        raise ValueError(f"{root}: holds a stand-in (see its {MARKER}); delete that folder, or give another one")
+
+
 def _existing(root: Path, who: str, arguments: Mapping[str, Any]) -> Summary | None:
     """The summary of a finished stand-in with these arguments; None when the place is free."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
