@@ -7,6 +7,8 @@ from pytorch_lightning.loggers.logger import DummyLogger
 from tiny_task import SIZE, Network, Pictures, TinyTask, fit
 from torch.utils.data import DataLoader
 
+from saccade.attention.block import AttentionBlock
+from saccade.attention.full import FullAttention
 from saccade.attention.pooled_block import PooledAttentionBlock
 from saccade.attention.ylg import YourLocalAttention
 from saccade.callbacks.attention_pictures import (
@@ -16,11 +18,13 @@ from saccade.callbacks.attention_pictures import (
     draw_slot,
     find_blocks,
     finest,
+    grid_points,
     head_names,
     looks_of,
     maps_of,
     query_cells,
     query_points,
+    shows_whole,
 )
 from saccade.callbacks.observing import observing
 from saccade.callbacks.samples import SampleGrids, sheet
@@ -248,3 +252,32 @@ def test_other_tasks_get_a_column_for_each_kind_of_picture():
     assert both.shape[1] > one.shape[1]
     assert both.shape[0] == one.shape[0]  # each kind is enlarged to one height
     assert sheet({"high": high}, count=3, title="t").shape[0] > one.shape[0]
+
+
+class Masked(torch.nn.Module):
+    """Attends to the left half of its map."""
+
+    def __init__(self):
+        super().__init__()
+        spec = SlotSpec("up.8", 16, 16, 16, SIZE, SIZE)
+        self.block = AttentionBlock(spec, FullAttention(spec))
+        self.attention_blocks = {"up.8": self.block}
+
+    def forward(self, features):
+        mask = torch.zeros(len(features), 1, *SIZE, dtype=torch.bool)
+        mask[..., : SIZE.cols // 2] = True
+        return self.block(features, features, mask)
+
+
+def test_pictures_of_a_masked_block_look_where_it_looked():
+    network = Masked().eval()
+    with capture(find_blocks(network)) as seen, torch.no_grad():
+        network(torch.randn(2, 16, *SIZE))
+        maps = maps_of(seen["up.8"], 1, grid_points(SIZE), SIZE)
+        views = {"keys": torch.rand(2, 3, *SIZE), "made": torch.rand(2, 3, 2 * SIZE.rows, 2 * SIZE.cols)}
+        picture = draw_slot(seen["up.8"], views, title="slot", count=1, views=("keys", "made"))
+    assert all(not query.weights[:, :, SIZE.cols // 2 :].any() for query in maps)
+    assert all(query.weights[:, :, : SIZE.cols // 2].all() for query in maps)
+    assert picture.ndim == 3
+    assert shows_whole(seen["up.8"], views["made"])
+    assert not shows_whole(seen["up.8"], views["made"][..., :-2])  # a tile of a larger picture

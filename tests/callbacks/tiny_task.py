@@ -40,6 +40,7 @@ class Network(nn.Module):
 
 class TinyTask(pl.LightningModule):
     headline = "copy/ratio"
+    attention_views = ("source", "generated")
 
     def __init__(self, attends: bool = True) -> None:
         super().__init__()

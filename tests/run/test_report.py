@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from saccade.pictures.canvas import blank, write_png
-from saccade.run.metric_words import words
+from saccade.run.metric_words import baseline_of, is_baseline, words
 from saccade.run.report import command_of, write_report
 from saccade.run.report_parts import duration, number
 from saccade.run.run_record import read_curves, read_run
@@ -280,3 +280,13 @@ def test_scores_of_generators_have_words():
     assert words("is_tf_inception_1008_50000_10splits_std").better == ""
     assert words("frechet_random_tf_inception_val_500_ratio_to_start").better == "lower"
     assert words("precision_k3_tf_inception_val_10000").better == "higher"
+
+
+def test_metrics_of_other_tasks_stand_beside_their_own_baselines(run):
+    names = ["psnr_y_shave2", "psnr_y_shave2_bicubic", "l2_hole_ratio_to_mean_fill", "l2_hole_percent_mean_fill"]
+    assert baseline_of("psnr_y_shave2", names).what == "bicubic"
+    assert baseline_of("l2_hole_percent", names).what == "mean fill"
+    assert baseline_of("ssim_y_shave2", names) is None
+    assert [is_baseline(name) for name in names] == [False, True, False, True]
+    assert words("l2_hole_percent_mean_fill") == words("l2_hole_percent")
+    assert words("l1_hole_percent").what != words("l1").what

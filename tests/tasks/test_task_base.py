@@ -121,6 +121,14 @@ def test_schedule() -> None:
         Schedule(warmup=0.5, decay_from=0.2)
 
 
+def test_a_schedule_halves_at_its_milestones() -> None:
+    schedule = Schedule(milestones=(0.2, 0.6))
+    assert [schedule(progress) for progress in (0.1, 0.2, 0.5, 0.6, 1.0)] == [1.0, 0.5, 0.5, 0.25, 0.25]
+    for wrong in ((0.6, 0.2), (0.0,), (1.5,)):
+        with pytest.raises(ValueError, match="milestones"):
+            Schedule(milestones=wrong)
+
+
 def test_step_seeds_differ_and_fit_a_generator() -> None:
     seeds = {step_seed(seed, images, rank) for seed in range(4) for images in range(0, 80, 4) for rank in range(2)}
     assert len(seeds) == 4 * 20 * 2

@@ -1,5 +1,6 @@
 """Attention pictures of a run: what a few joints of the generated figure read from the source (GPA paper, Fig. 9), or
-what a few points of a generated image read in it, head by head ("Your Local GAN", Fig. 6).
+what a few points of a generated image read in it, head by head ("Your Local GAN", Fig. 6). Of other tasks: what a few
+points of one column of the samples read in another.
 """
 
 from __future__ import annotations
@@ -30,18 +31,25 @@ PREFIX = "attention"
 class ShowsWeights(Protocol):
     """What an attention block offers to a picture."""
 
-    def weights(self, q_map: Tensor, kv_map: Tensor, queries: Tensor) -> Any:
+    def weights(self, q_map: Tensor, kv_map: Tensor, queries: Tensor, key_mask: Tensor | None = None) -> Any:
         """Key indices and weights, (B, G, Q, K) each, of `queries` (Q, 2) rows and columns."""
         ...
 
 
 @dataclass
 class Seen:
-    """What reached one attention block: (B, C, Y, X) each."""
+    """What reached one attention block: (B, C, Y, X) each, and the key mask where there was one."""
 
     block: ShowsWeights
     q_map: Tensor
     kv_map: Tensor
+    key_mask: Tensor | None = None
+
+    @property
+    def key_size(self) -> Size:
+        """Of the keys; a block may take fewer than its map has pixels."""
+        of_map = getattr(self.block, "key_size", None)
+        return _size(self.kv_map) if of_map is None else of_map(_size(self.kv_map))
 
 
 @dataclass(frozen=True)
@@ -135,7 +143,8 @@ def capture(blocks: Mapping[str, Sequence[nn.Module]]) -> Iterator[dict[str, See
     def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(block: nn.Module, inputs: tuple[Any, ...]) -> None:
             if isinstance(block, ShowsWeights) and attends(block) and len(inputs) >= 2:
-                seen.setdefault(name, Seen(block, inputs[0].detach(), inputs[1].detach()))
+                mask = inputs[2] if len(inputs) > 2 else None
+                seen.setdefault(name, Seen(block, inputs[0].detach(), inputs[1].detach(), mask))
 
         return hook
 
@@ -155,7 +164,8 @@ def _weights_of(seen: Seen, item: int, points: Sequence[QueryPoint], image: Size
     """Key indices and weights of each point in picture `item` of the batch: (G, Q, K) each, on the CPU."""
     q_map, kv_map = seen.q_map[item : item + 1], seen.kv_map[item : item + 1]
     cells = query_cells(points, image, _size(q_map)).to(q_map.device)
-    found = seen.block.weights(q_map, kv_map, cells)
+    mask = None if seen.key_mask is None else seen.key_mask[item : item + 1]
+    found = seen.block.weights(q_map, kv_map, cells, *(() if mask is None else (mask,)))
     return found.indices[0].cpu(), found.weights[0].double().cpu()
 
 
@@ -179,8 +189,7 @@ def maps_of(seen: Seen, item: int, points: Sequence[QueryPoint], image: Size) ->
     """What each point reads in picture `item` of the batch, head by head. A key of no weight counts as not allowed."""
     indices, weights = _weights_of(seen, item, points, image)
     heads = weights.shape[0]
-    key_size = getattr(seen.block, "key_size", None)  # a block may pool the map of its keys
-    keys: Size = _size(seen.kv_map) if key_size is None else key_size(_size(seen.kv_map))
+    keys = seen.key_size
     found = []
     for place, point in enumerate(points):
         shares = torch.zeros(heads, keys.area, dtype=torch.float64)
@@ -211,24 +220,39 @@ def draw_heads(seen: Seen, generated: Tensor, *, title: str, count: int = 2) -> 
     return stack(pictures)
 
 
-def draw_slot(seen: Seen, sample: Mapping[str, Tensor], *, title: str, count: int = 2) -> Picture:
-    """The attention pictures of `count` samples at one slot, under each other."""
-    if "target_keypoints" not in sample:
+def draw_slot(
+    seen: Seen, sample: Mapping[str, Tensor], *, title: str, count: int = 2, views: tuple[str, str] | None = None
+) -> Picture:
+    """The attention pictures of `count` samples at one slot, under each other.
+
+    Args:
+        sample: named pictures (B, 3, Y, X), with the keypoints of their figures where they show some.
+        views: the pictures that show the keys and the queries; None draws images of one kind head by head.
+    """
+    if views is None:
         return draw_heads(seen, sample["generated"], title=title, count=count)
+    keys, queries = (sample[name] for name in views)
+    image = _size(queries)
     pictures = []
-    for item in range(min(count, sample["generated"].shape[0])):
-        image = _size(sample["generated"])
-        points = query_points(sample["target_keypoints"][item], image)
+    for item in range(min(count, queries.shape[0])):
+        figure = sample.get("target_keypoints")
+        points = grid_points(image) if figure is None else query_points(figure[item], image)
         pictures.append(
             attention_picture(
-                to_uint8(sample["source"][item]),
-                to_uint8(sample["generated"][item]),
+                to_uint8(keys[item]),
+                to_uint8(queries[item]),
                 looks_of(seen, item, points, image),
-                _size(seen.kv_map),
+                seen.key_size,
                 title=title if item == 0 else "",
             )
         )
     return stack(pictures)
+
+
+def shows_whole(seen: Seen, image: Tensor) -> bool:
+    """Whether a block saw a whole picture: a network may have worked through a large one tile by tile."""
+    (rows, cols), queries = _size(image), _size(seen.q_map)
+    return rows * queries.cols == cols * queries.rows
 
 
 def slot_title(name: str, seen: Seen) -> str:
@@ -262,7 +286,10 @@ class AttentionPictures(PictureCallback):
         with capture(find_blocks(task)) as seen:
             samples = task.samples(sampling_batch(task))
         sample = next(iter(samples.values()))
+        views = getattr(task, "attention_views", None)
+        if views is not None:
+            seen = {name: found for name, found in seen.items() if shows_whole(found, sample[views[1]])}
         for name in finest(seen, self.slots):
             title = f"{slot_title(name, seen[name])}, after {images_seen(task):,} images"
-            picture = draw_slot(seen[name], sample, title=title, count=self.count)
+            picture = draw_slot(seen[name], sample, title=title, count=self.count, views=views)
             self.keep(trainer, task, f"{PREFIX}-{name}", picture, key=f"{PREFIX}/{name}")

@@ -27,9 +27,9 @@ def show(config: DictConfig, folder: Path, notices: list[str]) -> None:
         Console().print(Panel(text, title="NOT COMPARABLE WITH PUBLISHED NUMBERS", border_style="bold red"))
     if config.budget.name == "paper" and not torch.cuda.is_available():
         text = (
-            f"PAPER-SIZE NETWORK, and no GPU was found: a training step takes minutes here and many GiB of memory, "
-            f"{config.budget.images:,} images are out of reach. What fits: budget=demo (minutes), budget=demo_long "
-            f"(an hour or more). `python scripts/doctor.py` says what this machine has."
+            f"PAPER-SIZE NETWORK, and no GPU was found: a training step takes seconds to minutes here, and up to many "
+            f"GiB of memory; {config.budget.images:,} images are out of reach. What fits: budget=demo (minutes), "
+            f"budget=demo_long (an hour or more). `python scripts/doctor.py` says what this machine has."
         )
         Console().print(Panel(text, title="TOO LARGE FOR THIS MACHINE", border_style="bold yellow"))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,9 +18,40 @@ class MetricWords:
     better: Better
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """What a metric is compared with: the same metric of something trivial, whose name ends in `suffix`."""
+
+    suffix: str
+    what: str
+    told: str
+
+
+BASELINES = (
+    Baseline("_unchanged", "source unchanged", "handing the source image back as it is"),
+    Baseline("_mean_fill", "mean fill", "filling the hole with the mean colour of the rest of the picture"),
+    Baseline("_bicubic", "bicubic", "enlarging by bicubic interpolation"),
+    Baseline("_grey", "left grey", "leaving the picture grey"),
+)
+_PERCENT = "in percent of the range"
+_AT = {"hole": "over the hole", "box": "over the box of the hole", "image": "over the whole image"}
+
 _L1 = "mean absolute error, images in [-1, 1]"
 # The first entry whose prefix fits the metric's name without its group decides; longer prefixes stand first.
 _WORDS: tuple[tuple[str, MetricWords], ...] = (
+    ("l2_hole_ratio", MetricWords("squared error in the hole, over that of filling it with the mean colour", "lower")),
+    ("psnr_hole_gain", MetricWords("peak signal-to-noise ratio in the hole, over mean fill's, dB", "higher")),
+    *((f"l1_{at}_", MetricWords(f"mean absolute error {where}, {_PERCENT}", "lower")) for at, where in _AT.items()),
+    *((f"l2_{at}_", MetricWords(f"mean squared error {where}, {_PERCENT}", "lower")) for at, where in _AT.items()),
+    *((f"tv_{at}_", MetricWords(f"total variation {where}, {_PERCENT}", "")) for at, where in _AT.items()),
+    *((f"psnr_{at}", MetricWords(f"signal-to-noise ratio {where}, dB", "higher")) for at, where in _AT.items()),
+    ("psnr_y_shave", MetricWords("peak signal-to-noise ratio of the luma without a margin, 8 bits, dB", "higher")),
+    ("ssim_y_shave", MetricWords("SSIM of the luma without a margin, 8 bits, gaussian window of 11", "higher")),
+    ("psnr_rgb_shave", MetricWords("peak signal-to-noise ratio of RGB without a margin, 8 bits, dB", "higher")),
+    ("mse_y_shave", MetricWords("error of the luma over bicubic's, geometric mean over pictures", "lower")),
+    ("mse_crop7_ratio", MetricWords("squared error without a margin, over that of leaving the picture grey", "lower")),
+    ("mse_crop", MetricWords("mean squared error in [0, 1] without a margin of so many pixels", "lower")),
+    ("mse", MetricWords("mean squared error in [0, 1], whole image", "lower")),
     ("ratio_figure", MetricWords("error inside the figure, over that of leaving the source unchanged", "lower")),
     ("ratio", MetricWords("error over the whole image, over that of leaving the source unchanged", "lower")),
     ("l1_figure", MetricWords(f"{_L1}, inside the figure (mask drawn from the pose)", "lower")),
@@ -61,7 +93,7 @@ _ENDINGS: tuple[tuple[str, str, Better | None], ...] = (
 
 def words(name: str) -> MetricWords:
     """What is known of a metric by its name; empty words for a name that nobody described."""
-    stem = name.rsplit("/", 1)[-1].removesuffix("_unchanged")
+    stem = without_baseline(name.rsplit("/", 1)[-1]) if is_baseline(name) else name.rsplit("/", 1)[-1]
     known = next((found for prefix, found in _WORDS if stem.startswith(prefix)), MetricWords("", ""))
     for ending, told, better in _ENDINGS:
         if known.what and ending in stem:
@@ -79,14 +111,20 @@ def is_ratio_to_start(name: str) -> bool:
     return name.endswith(START)
 
 
-def baseline_of(name: str) -> str:
-    """The name of the same metric for the source left unchanged."""
-    return f"{name}_unchanged"
+def baseline_of(name: str, names: Container[str]) -> Baseline | None:
+    """What a metric is compared with, if that is among the metrics' names."""
+    return next((baseline for baseline in BASELINES if name + baseline.suffix in names), None)
 
 
 def is_baseline(name: str) -> bool:
-    """Whether a metric is that of the source left unchanged."""
-    return name.endswith("_unchanged")
+    """Whether a metric is that of something trivial."""
+    compares = "ratio_to" in name or "gain_over" in name
+    return not compares and any(name.endswith(baseline.suffix) for baseline in BASELINES)
+
+
+def without_baseline(name: str) -> str:
+    """The name of the metric that a baseline belongs to."""
+    return next((name.removesuffix(b.suffix) for b in BASELINES if name.endswith(b.suffix)), name)
 
 
 def is_random(name: str) -> bool:

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from saccade.files import write_text
 from saccade.pictures.charts import line_chart
-from saccade.run.folder import write_text
-from saccade.run.metric_words import baseline_of, is_baseline, is_random, is_ratio_to_start, is_spread, words
+from saccade.run.metric_words import (
+    BASELINES,
+    Baseline,
+    baseline_of,
+    is_baseline,
+    is_random,
+    is_ratio_to_start,
+    is_spread,
+    without_baseline,
+    words,
+)
 from saccade.run.report_leads import leads
 from saccade.run.report_parts import DASH, TIMES, card, duration, embedded, number, section, table
 from saccade.run.report_style import page
@@ -189,13 +199,13 @@ def _curves(run: RunRecord) -> str:
         curves = families[family]
         marks = {}
         for name in curves:
-            baseline = run.evaluation.get(baseline_of(name))
+            baseline = baseline_of(name, run.evaluation)
             if baseline is not None:
-                marks[f"{name.rsplit('/', 1)[-1]}, source unchanged"] = baseline[1][-1]
+                marks[f"{name.rsplit('/', 1)[-1]}, {baseline.what}"] = run.evaluation[name + baseline.suffix][1][-1]
         if is_ratio_to_start(family):
             marks["before training"] = 1.0
         elif "ratio" in family:
-            marks["source unchanged"] = 1.0
+            marks[_compared(run.evaluation).what] = 1.0
         charts += _charts_of(f"held-out: {family.replace('/', ' ')}", _short(curves), marks)
     losses = {name: line for name, line in run.training.items() if name.startswith("loss/")}
     layers = {name: line for name, line in losses.items() if _LAYER.search(name)}
@@ -216,28 +226,34 @@ def _curves(run: RunRecord) -> str:
     return section("Curves", lead, f'<div class="two">{sheets}</div>')
 
 
+def _compared(names: Collection[str]) -> Baseline:
+    """What the metrics of a run are compared with; the source unchanged where they say nothing."""
+    found = (baseline_of(name, names) for name in names)
+    return next((baseline for baseline in found if baseline is not None), BASELINES[0])
+
+
 def _metrics(result: Mapping[str, Any]) -> str:
     metrics: dict[str, Any] = result.get("metrics", {})
     rows = []
-    paired = any(baseline_of(name) in metrics for name in metrics)
+    paired = any(baseline_of(name, metrics) for name in metrics)
+    compared = _compared(metrics)
     for name, value in metrics.items():
-        if is_baseline(name) and name.removesuffix("_unchanged") in metrics:
+        if is_baseline(name) and without_baseline(name) in metrics:
             continue
         told = words(name)
         tag = ' <span class="tag">random features</span>' if is_random(name) else ""
         better = f" ({told.better} is better)" if told.better else ""
         row = [("name", escape(name) + tag), ("n", number(value))]
         if paired:
-            row += _beside(value, metrics.get(baseline_of(name)), told.better)
+            row += _beside(value, metrics.get(name + compared.suffix), told.better)
         rows.append([*row, ("what", escape(told.what + better))])
     if not rows:
         return ""
     head = [("", "metric"), ("n", "value")]
     if paired:
-        head += [("n", "source unchanged"), ("n", "ratio")]
-    lead = (
-        "A name holds its protocol. “Source unchanged” is the same metric for handing the source image back as it is."
-    )
+        head += [("n", compared.what), ("n", "ratio")]
+    lead = f"A name holds its protocol. “{compared.what.capitalize()}” is the same metric for {compared.told}."
+
     return section(
         "Metrics", lead if paired else "A name holds its protocol.", table([*head, ("", "what it is")], rows)
     )

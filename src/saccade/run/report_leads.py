@@ -50,7 +50,36 @@ _SAGAN = Leads(
         "python scripts/invert.py checkpoint={run} images=self:8",
     ),
 )
-_LEADS: Mapping[str, Leads] = MappingProxyType({"sagan": _SAGAN})
+_COLORIZATION = Leads(
+    samples=(
+        "Test frames painted in the colours of another frame of the same video; the network sees the target in grey."
+    ),
+    attention=(
+        "Chosen points of a grey frame and the points of the coloured one that they read. The opacity of a line is its "
+        "affinity, relative to the strongest of the same point."
+    ),
+    commands=("python scripts/colorize.py run={run} image=<grey picture> reference=<coloured picture>",),
+)
+_INPAINTING = Leads(
+    samples="Pictures held out from training, with a hole; only the hole is painted, in two stages.",
+    attention=(
+        "Chosen points of the refinement's features and where they look. The opacity of a line is its affinity, "
+        "relative to the strongest of the same point."
+    ),
+    commands=("python scripts/inpaint.py run={run} image=<picture> mask=<picture, white where to paint>",),
+)
+_SUPERRES = Leads(
+    samples="Pictures held out from training: the small one, enlarged by bicubic interpolation and by the network.",
+    attention=(
+        "Chosen points of the features and where they look: in a smaller copy of the same features (cross-scale) or "
+        "among themselves (in-scale). The opacity of a line is its affinity, relative to the strongest of the same "
+        "point."
+    ),
+    commands=("python scripts/upscale.py run={run} image=<picture>",),
+)
+_LEADS: Mapping[str, Leads] = MappingProxyType(
+    {"sagan": _SAGAN, "colorization": _COLORIZATION, "inpainting": _INPAINTING, "superres": _SUPERRES}
+)
 
 
 def leads(model: str) -> Leads:

@@ -87,6 +87,7 @@ class Task(pl.LightningModule):
     headline: str | None = None  # the metric that sweeps minimise and a budget may limit
     selection: str | None = None  # the metric, lower is better, by which the best checkpoint is kept; None keeps none
     collapse: CollapseGuard | None = None  # decides that nothing more can be expected of a training; None: nothing does
+    attention_views: tuple[str, str] | None = None  # samples that show keys and queries; None: images of one kind
     exported: tuple[str, ...] = ("generator",)  # what leaves with a run's weights; the generator is the averaged one
 
     def __init__(self, *, images: int, seed: int, schedule: Schedule | None = None, max_nonfinite: int = 50) -> None:

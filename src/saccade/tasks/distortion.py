@@ -43,6 +43,7 @@ class DistortionTask(AdversarialTask):
     """
 
     headline: str | None = "distortion/ratio_figure"
+    attention_views = ("source", "generated")
     terms: tuple[str, ...] = ("self_l1", "self_vgg")
 
     def __init__(
