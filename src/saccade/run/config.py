@@ -23,6 +23,7 @@ class Budget:
     checkpoint_every: int = MISSING  # images seen between checkpoints
     pictures: int = 8  # rows of the sample grids
     max_ratio: float | None = None  # the run fails if a task's headline ratio ends above this
+    max_rise: float | None = None  # the run fails if the headline rises by more than this share between evaluations
 
 
 @dataclass

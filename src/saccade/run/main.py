@@ -37,10 +37,8 @@ def _job(config: DictConfig) -> float | None:
         print(f"\nError: {_message(error)}", file=sys.stderr, flush=True)
         sys.exit(1)
     if result.get("passed") is False:
-        headline, limit = result["headline"], config.budget.max_ratio
-        reached = result["metrics"][headline]
-        told = f"{headline} ended at {reached:.3f}; {config.budget.name} allows {limit}"
-        print(f"\nFAILED: {told} (judge nothing: budget.max_ratio=null)", file=sys.stderr)
+        told = f"{result['failure']} (judge nothing: budget.max_ratio=null budget.max_rise=null)"
+        print(f"\nFAILED: {told}", file=sys.stderr)
         sys.exit(2)
     return _headline(result)
 

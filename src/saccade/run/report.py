@@ -103,7 +103,7 @@ def _warnings(result: Mapping[str, Any]) -> str:
             "They were skipped.</div>"
         )
     if result.get("passed") is False:
-        told = "Its headline number ended above the bar that its budget sets (budget.max_ratio)."
+        told = escape(str(result.get("failure") or "Its headline number ended above the bar that its budget sets."))
         parts.append(f'<div class="banner bad"><strong>This run failed its bar</strong>{told}</div>')
     if result.get("status") != "complete":
         parts.append('<div class="banner bad"><strong>This run is not finished</strong>What there is so far.</div>')

@@ -33,6 +33,7 @@ from saccade.run.identity import resolve_autos, run_name, signature
 from saccade.run.loggers import wandb_logger
 from saccade.run.records import CsvRecord
 from saccade.run.report import write_report
+from saccade.run.run_record import Curves, read_curves
 
 __all__ = ["TrainingInterrupted", "train"]
 log = logging.getLogger("saccade")
@@ -111,10 +112,12 @@ def _run(config: DictConfig, name: str, folder: RunFolder, notices: list[str]) -
     except BaseException:
         _finish(mirror, 1)
         raise
-    passed = verdict(config, task, metrics)
+    failure = failure_of(config, task.headline, read_curves(folder.metrics / "eval.csv"), metrics)
+    judged = config.budget.max_ratio is not None or config.budget.max_rise is not None
     result = {
         "status": "complete",
-        "passed": passed,
+        "passed": (failure is None) if judged and task.headline else None,
+        "failure": failure,
         **describe(config, name, notices),
         "images_seen": int(task.images_seen),
         "batch": data.batch_size * trainer.world_size,  # type: ignore[attr-defined]
@@ -142,12 +145,28 @@ def _finish_run(config: DictConfig, folder: RunFolder, result: dict[str, Any]) -
     banner.show_result(result, folder.path, page)
 
 
-def verdict(config: DictConfig, task: Any, metrics: Mapping[str, float]) -> bool | None:
-    """Whether the headline ended at or below the budget's `max_ratio`; None where the budget sets none."""
-    limit = config.budget.max_ratio
-    if limit is None or task.headline is None:
+def failure_of(config: DictConfig, headline: str | None, curves: Curves, metrics: Mapping[str, float]) -> str | None:
+    """What the budget holds against the headline: it ended above `max_ratio`, or rose by more than `max_rise`.
+
+    Args:
+        curves: held-out metrics against images seen.
+        metrics: the last evaluation's, by `eval/<name>`.
+    """
+    if headline is None:
         return None
-    return bool(metrics[f"eval/{task.headline}"] <= limit)
+    limit, rise = config.budget.max_ratio, config.budget.max_rise
+    last = metrics[f"eval/{headline}"]
+    if limit is not None and not last <= limit:
+        return f"{headline} is {last:.3f}, above the budget's {limit} (budget.max_ratio)"
+    seen, values = curves.get(headline, ([], []))
+    for index, value in enumerate(values[1:], 1):
+        before = values[index - 1]
+        if rise is not None and not value <= before * (1.0 + rise):
+            return (
+                f"{headline} rose from {before:.4f} at image {seen[index - 1]:,.0f} to {value:.4f} at "
+                f"{seen[index]:,.0f}, by more than a share of {rise} (budget.max_rise)"
+            )
+    return None
 
 
 def best_of(record: Mapping[str, Any]) -> dict[str, Any]:
