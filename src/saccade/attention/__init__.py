@@ -1,6 +1,7 @@
 """Attention as modules: backends, the block around them, and the policy that fills a model's slots."""
 
 from saccade.attention.block import AttentionBlock, SlotBlock
+from saccade.attention.cross_scale import CrossScaleBlock, InScaleBlock
 from saccade.attention.full import FullAttention
 from saccade.attention.gpa import GridPartitionedAttention
 from saccade.attention.linear import LinearAttention
@@ -11,6 +12,7 @@ from saccade.attention.nystromformer import NystromAttention
 from saccade.attention.performer import PerformerAttention
 from saccade.attention.pooled_block import PooledAttentionBlock
 from saccade.attention.psal import PatchBasedStochasticAttention
+from saccade.attention.reference_block import ReferenceBlock
 from saccade.attention.reformer import ReformerAttention
 from saccade.attention.slots import AttentionSlots, SlotPolicy
 from saccade.attention.ylg import YourLocalAttention
@@ -20,8 +22,10 @@ __all__ = [
     "AttentionCost",
     "AttentionSlots",
     "AttentionWeights",
+    "CrossScaleBlock",
     "FullAttention",
     "GridPartitionedAttention",
+    "InScaleBlock",
     "LinearAttention",
     "LocalAttention",
     "NoAttention",
@@ -29,6 +33,7 @@ __all__ = [
     "PatchBasedStochasticAttention",
     "PerformerAttention",
     "PooledAttentionBlock",
+    "ReferenceBlock",
     "ReformerAttention",
     "SlotBlock",
     "SlotPolicy",

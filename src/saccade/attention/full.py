@@ -11,6 +11,7 @@ from saccade.geometry import AttentionShape, SlotSpec
 from saccade.ops.dense import KERNELS, SDPA_VECTOR_BYTES, dense_attention, dense_weights, vector_bytes
 from saccade.ops.dense.boxes import box_pairs
 from saccade.ops.dense.keys import KeyGrid, KeyPlaces, check_key_options, key_grid, key_reasons
+from saccade.ops.dense.paste import dense_paste
 from saccade.ops.dispatch import Score, check_kernel_name, check_score
 from saccade.ops.inputs import check_scale
 from saccade.ops.patches import saved_for_vectors
@@ -71,6 +72,25 @@ class FullAttention(SpatialAttention):
             key_mask=key_mask,
             kernel=self.kernel,
         )
+
+    def paste(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, *, side: int = 3, divisor: float = 1.0
+    ) -> Tensor:
+        """As in `SpatialAttention`, without patches of values where all keys are kept: `saccade.ops.dense.paste`."""
+        if self.key_stride > 1 or self.keys == "inside" or self.kernel == "reference":
+            return super().paste(q, k, v, key_mask, side=side, divisor=divisor)
+        brought = dense_paste(
+            self.split_heads(q),
+            self.split_heads(k),
+            self.split_heads(v),
+            side=side,
+            divisor=divisor,
+            score=self.score,
+            scale=self.scale,
+            patch_size=self.patch_size,
+            key_mask=key_mask,
+        )
+        return brought.flatten(1, 2)
 
     def weights(self, q: Tensor, k: Tensor, queries: Tensor, key_mask: Tensor | None = None) -> AttentionWeights:
         check_queries(self.name, q, queries)
@@ -143,6 +163,9 @@ class FullAttention(SpatialAttention):
 
     def reasons_against(self, shape: AttentionShape) -> list[str]:
         return key_reasons(shape.kv_size, self.patch_size, self.keys)
+
+    def query_rim(self) -> int | None:
+        return self.patch_size // 2
 
     def extra_repr(self) -> str:
         return (

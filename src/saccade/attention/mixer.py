@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from saccade.geometry import AttentionShape, SlotSpec
+from saccade.geometry import AttentionShape, Size, SlotSpec
 from saccade.ops.options import whole
+from saccade.ops.patches import check_patch_size, patchify
 
 
 class AttentionWeights(NamedTuple):
@@ -74,6 +76,54 @@ class SpatialAttention(nn.Module, ABC):
     def attend(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None) -> Tensor:
         """`forward` with heads apart: (B, G, D, Yq, Xq), (B, G, D, Yk, Xk), (B, G, E, Yk, Xk) -> (B, G, E, Yq, Xq)."""
 
+    def at_any_size(self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
+        """`forward`, also of maps whose sizes the backend refuses: for networks that take pictures of any size.
+
+        Such maps are continued by zeros to the smallest whole multiple of the slot's sizes; what was added is no key,
+        and its queries are cut off.
+
+        Raises:
+            ValueError: as `forward`, and where that multiple, or a backend outside a model, is refused too.
+        """
+        q_size, kv_size = Size(*q.shape[2:]), Size(*k.shape[2:])
+        spec, heads = self.spec, self.heads
+        call = AttentionShape(q.shape[0], heads, q.shape[1] // heads, v.shape[1] // heads, q_size, kv_size)
+        if spec is None or not self.reasons_against(call):
+            return cast(Tensor, self(q, k, v, key_mask))
+        pairs = zip((*q_size, *kv_size), (*spec.q_size, *spec.kv_size), strict=True)
+        times = max(-(-side // trained) for side, trained in pairs)
+        larger_q, larger_kv = (Size(size.rows * times, size.cols * times) for size in (spec.q_size, spec.kv_size))
+        if key_mask is None:
+            key_mask = k.new_ones((k.shape[0], 1, *kv_size), dtype=torch.bool)
+        k, v, key_mask = (_continued(maps, larger_kv) for maps in (k, v, key_mask))
+        brought: Tensor = self(_continued(q, larger_q), k, v, key_mask)
+        return brought[:, :, : q_size.rows, : q_size.cols]
+
+    def paste(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, *, side: int = 3, divisor: float = 1.0
+    ) -> Tensor:
+        """`forward` of patches of values: every query pastes the patch around what it attends to at its own place.
+
+        So contextual attention and cross-scale attention read. Here patches are made of the values first, side^2 times
+        their memory; a backend that can do without overrides this.
+
+        Args:
+            q, k, v, key_mask: as in `forward`.
+            side: of the patches in pixels of the maps, odd; zeros outside the value map.
+            divisor: of the sum of the patches that overlap.
+
+        Returns:
+            (B, G*E, Yq, Xq).
+
+        Raises:
+            ValueError: as `forward`, or an even side.
+        """
+        check_patch_size(self.name, side)
+        check_map(self.name, v)
+        patches = patchify(v.unsqueeze(1), side).squeeze(1)  # (B, G*E*side*side, Yk, Xk)
+        brought = self.at_any_size(q, k, patches, key_mask).flatten(2)
+        return F.fold(brought, (q.shape[2], q.shape[3]), side, padding=side // 2) / divisor
+
     @abstractmethod
     def weights(self, q: Tensor, k: Tensor, queries: Tensor, key_mask: Tensor | None = None) -> AttentionWeights:
         """Where a few queries look: for pictures and saliency.
@@ -92,6 +142,13 @@ class SpatialAttention(nn.Module, ABC):
     @abstractmethod
     def reasons_against(self, shape: AttentionShape) -> list[str]:
         """Why this backend cannot serve a shape, each with the nearest valid choices; empty when it can."""
+
+    def query_rim(self) -> int | None:
+        """How far around a query its answer depends on the query map, in pixels; None where all of the map counts.
+
+        Within such a rim, a part of the query map can be attended to by itself.
+        """
+        return None
 
     def split_heads(self, maps: Tensor) -> Tensor:
         """(B, G*C, Y, X) -> (B, G, C, Y, X).
@@ -116,6 +173,11 @@ class SpatialAttention(nn.Module, ABC):
 
     def extra_repr(self) -> str:
         return f"heads={self.heads}"
+
+
+def _continued(maps: Tensor, size: Size) -> Tensor:
+    """The map with zeros below and to the right."""
+    return F.pad(maps, (0, size.cols - maps.shape[3], 0, size.rows - maps.shape[2]))
 
 
 def check_map(name: str, maps: Tensor) -> None:

@@ -97,6 +97,25 @@ class PatchBasedStochasticAttention(SpatialAttention):
         options, kernel = self._options, self.kernel
         return psal_attention(q, k, v, **options, key_mask=key_mask, generator=self._generator(), kernel=kernel)
 
+    def paste(
+        self, q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None, *, side: int = 3, divisor: float = 1.0
+    ) -> Tensor:
+        """As in `SpatialAttention`, by the read-out "fold" where the patches that are compared have the pasted side.
+
+        With `readout="fold"` it is `forward`: the mixer pastes by its own options, `fold_divisor` among them.
+        """
+        if self._options["readout"] == "fold":
+            folded: Tensor = self(q, k, v, key_mask)
+            return folded
+        if self._options["readout"] == "aggregate" or self._options["patch_size"] != side:
+            return super().paste(q, k, v, key_mask, side=side, divisor=divisor)
+        options, kernel = self._options.copy(), self.kernel
+        options["readout"], options["fold_divisor"] = "fold", positive(self.name, "divisor", divisor)
+        q, k, v = self.split_heads(q), self.split_heads(k), self.split_heads(v)
+        return psal_attention(
+            q, k, v, **options, key_mask=key_mask, generator=self._generator(), kernel=kernel
+        ).flatten(1, 2)
+
     def weights(self, q: Tensor, k: Tensor, queries: Tensor, key_mask: Tensor | None = None) -> AttentionWeights:
         """As in `SpatialAttention`; only with a `seed` are they the weights of another call."""
         check_queries(self.name, q, queries)
@@ -133,6 +152,11 @@ class PatchBasedStochasticAttention(SpatialAttention):
 
     def reasons_against(self, shape: AttentionShape) -> list[str]:
         return size_reasons(shape.q_size, shape.kv_size, self._plan())
+
+    def query_rim(self) -> int | None:
+        """The search is random in any case; neighbours whose matches are read as well reach twice as far."""
+        reach = self._options["patch_size"] // 2
+        return reach if self._options["readout"] == "centre" else 2 * reach
 
     def _plan(self) -> SearchPlan:
         options = self._options
