@@ -7,6 +7,10 @@
     python scripts/prepare_data.py imagenet --from /datasets/ILSVRC2012 --out data/imagenet --size 128
     python scripts/prepare_data.py folder --from flowers/ --out data/flowers --size 64
     python scripts/prepare_data.py cifar10 --download --out data/cifar10
+    python scripts/prepare_data.py davis --zip DAVIS-2017-*-480p.zip --out data/davis
+    python scripts/prepare_data.py places2 --from /datasets/places365_standard --out data/places2
+    python scripts/prepare_data.py div2k --zip DIV2K_*.zip --out data/div2k
+    python scripts/prepare_data.py urban100 --check --out data/urban100
 
 See data/README.md for where the files come from. Interrupted, the same command goes on.
 """
@@ -16,21 +20,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from saccade.data.class_source import Layout, list_pictures, pack_command, pack_pictures
 from saccade.data.pack import PackOptions
 from saccade.data.packed import check_pack, pack_folder, packed_sizes
-from saccade.data.prepare_deepfashion import MANIFEST, Advance, Options, check, convert
+from saccade.data.prepare_deepfashion import MANIFEST, Options, check, convert
 from saccade.data.square import EXIFS
-
-console = Console(soft_wrap=True, highlight=False)
+from saccade.run.prepare_console import console, progress, report, rows_by_cols
+from saccade.run.prepare_pictures import add_davis, add_places2
+from saccade.run.prepare_superres import add_superres
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,6 +77,9 @@ def parser() -> argparse.ArgumentParser:
     folder.add_argument("--held-out", type=float, default=0.1, help="share of a one-level folder to score with [0.1]")
     cifar = classes_parser(commands, "cifar10", "CIFAR-10, packed at one size", size=32)
     cifar.add_argument("--download", action="store_true", help="fetch the archive into --from, or else into --out")
+    add_davis(commands)
+    add_places2(commands)
+    add_superres(commands)
     return top
 
 
@@ -97,14 +101,6 @@ def classes_parser(commands: Any, layout: Layout, about: str, size: int) -> argp
     made.add_argument("--seed", type=int, default=0, help="stand-in: seed [0]")
     made.set_defaults(run=pack_classes, layout=layout, held_out=0.1, download=False)
     return made
-
-
-def rows_by_cols(text: str) -> tuple[int, int]:
-    """Parse 256x176."""
-    sides = text.lower().split("x")
-    if len(sides) != 2 or not all(side.isdecimal() and int(side) > 0 for side in sides):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write rows x cols like 256x176")
-    return int(sides[0]), int(sides[1])
 
 
 def deepfashion(options: argparse.Namespace) -> None:
@@ -230,24 +226,6 @@ def describe_pack(manifest: dict[str, Any]) -> None:
             console.print(f"  left out: {name}: {why}", style="yellow")
     for note in manifest["notes"]:
         console.print(f"note: {note}")
-
-
-def report(counts: dict[str, int], notes: Sequence[str], warnings: Sequence[str]) -> None:
-    """Print an audit."""
-    console.print(", ".join(f"{count:,} {what.replace('_', ' ')}" for what, count in counts.items()))
-    for note in notes:
-        console.print(f"note: {note}")
-    for warning in warnings:
-        console.print(f"warning: {warning}", style="yellow")
-
-
-@contextmanager
-def progress(what: str) -> Iterator[Advance]:
-    """A progress bar over pictures."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 if __name__ == "__main__":

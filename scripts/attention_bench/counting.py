@@ -4,58 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import statistics
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from attention_bench.cells import ROOT
+from saccade.run.peak_memory import ALLOCATOR as ALLOCATOR
+from saccade.run.peak_memory import PROFILED as PROFILED
+from saccade.run.peak_memory import cpu_peak_bytes as cpu_peak_bytes
+from saccade.run.peak_memory import peak_of as peak_of
 
-PROFILED = "torch.profiler allocation events of the CPU allocator"
 COUNTED = "storages counted on tensors without data: not run, temporaries inside operators not seen"
-ALLOCATOR = "torch.cuda.max_memory_allocated"
 FLOPS = "torch.utils.flop_counter: matmul, bmm, convolution, SDPA; not elementwise work, not compiled kernels"
-
-
-def peak_of(changes: Iterable[tuple[int, int]]) -> int:
-    """Largest running total, in bytes, of (address, size) changes; size is negative where memory is released.
-
-    Releases of what was allocated before the first change do not count: they would hide as much new memory.
-    """
-    live: dict[int, int] = {}
-    total = peak = 0
-    for address, size in changes:
-        if size >= 0:
-            live[address] = size
-            total += size
-            peak = max(peak, total)
-        else:
-            total -= live.pop(address, 0)
-    return peak
-
-
-def cpu_peak_bytes(call: Callable[[], object]) -> int:
-    """Peak of the bytes that PyTorch's CPU allocator holds during `call`, above what it held before.
-
-    Raises:
-        RuntimeError: the profiler of this torch build records no allocations.
-    """
-    from torch.profiler import ProfilerActivity, profile
-
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        call()
-    with tempfile.TemporaryDirectory() as folder:
-        trace = Path(folder) / "trace.json"
-        recorded.export_chrome_trace(str(trace))
-        events = json.loads(trace.read_text())["traceEvents"]
-    memory = [e for e in events if e.get("name") == "[memory]" and e["args"]["Device Type"] == 0]
-    if not memory:
-        raise RuntimeError("bench_attention: torch.profiler recorded no allocation, so memory cannot be counted here")
-    memory.sort(key=lambda e: float(e["ts"]))
-    return peak_of((e["args"]["Addr"], e["args"]["Bytes"]) for e in memory)
 
 
 @contextlib.contextmanager

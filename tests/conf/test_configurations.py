@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from saccade.run.build import build_task
 from saccade.run.config import CONF, register
+from saccade.run.evaluate import swap_attention
 
 
 def names(group: str) -> list[str]:
@@ -32,11 +33,19 @@ def fixed(model: str, budget: str = "smoke") -> list[str]:
     """What a run would look up before it builds anything."""
     if model == "sagan":
         return ["model.classes=10"]
+    if model != "posemorph":
+        return []
     return ["task.module.perceptual.weights=random"] if budget in ("smoke", "paper") else []
 
 
 def slots(chosen: DictConfig) -> dict[str, set[str]]:
     """The attention slots that a model's networks are to have."""
+    if chosen.model.name == "colorization":
+        return {"net": {"reference"}}
+    if chosen.model.name == "inpainting":
+        return {"net": {f"fine.{chosen.model.image_size[0] // 4}"}}
+    if chosen.model.name == "superres":
+        return {"net": {"cross_scale", "in_scale"}}
     if chosen.model.name == "sagan":
         return {"net": {f"up.{chosen.model.attention_at}"}, "discriminator": {f"down.{chosen.model.attention_at}"}}
     return {"net": {f"up.{chosen.model.image_size[0] >> level}" for level in range(len(chosen.model.channels))}}
@@ -48,12 +57,14 @@ def slots(chosen: DictConfig) -> dict[str, set[str]]:
 def test_any_backend_in_any_model(model: str, attention: str, budget: str) -> None:
     chosen = config(f"model={model}", f"attention={attention}", f"budget={budget}", *fixed(model, budget))
     wanted = chosen.attention.mixer._target_.rpartition(".")[2]
+    fixed_slots = {"in_scale"}  # which attention= leaves alone
     exact = chosen.model.get("exact_up_to", 0)
     for network, expected in slots(chosen).items():
         with torch.device("meta"):
             built = instantiate(chosen.model[network], _convert_="all")
         assert set(built.attention_blocks) == expected
-        above = [block for block in built.attention_blocks.values() if block.spec.q_size.area > exact**2]
+        chosen_slots = {name: block for name, block in built.attention_blocks.items() if name not in fixed_slots}
+        above = [block for block in chosen_slots.values() if block.spec.q_size.area > exact**2]
         assert above
         assert {type(block.mixer).__name__ for block in above} == {wanted}
 
@@ -86,7 +97,8 @@ def test_experiments_are_strict_and_build(experiment: str) -> None:
         assert chosen.task.module.scores.weights == "pretrained"
     with torch.device("meta"):
         instantiate(chosen.model.net, _convert_="all")
-        instantiate(chosen.model.discriminator, _convert_="all")
+        if chosen.task.adversarial:
+            instantiate(chosen.model.discriminator, _convert_="all")
 
 
 def test_paper_settings_of_the_pivot() -> None:
@@ -102,10 +114,18 @@ def test_paper_settings_of_the_pivot() -> None:
 
 @pytest.mark.parametrize("task", names("task"))
 def test_tasks_build_at_the_smallest_budget(task: str) -> None:
-    model = "sagan" if task.startswith("generation") else "posemorph"
-    built = build_task(config("budget=smoke", f"model={model}", f"task={task}", *fixed(model)))
+    homes = {
+        "generation": "sagan",
+        "generation_strong": "sagan",
+        "guided_colorization": "colorization",
+        "wgan_inpainting": "inpainting",
+        "super_resolution": "superres",
+    }
+    model = homes.get(task, "posemorph")
+    chosen = config("budget=smoke", f"model={model}", f"task={task}", *fixed(model))
+    built = build_task(chosen)
     assert built.images == 16
-    assert (built.discriminator is None) == (task == "distortion")
+    assert (getattr(built, "discriminator", None) is not None) == chosen.task.adversarial
 
 
 @pytest.mark.parametrize("model", names("model"))
@@ -136,3 +156,36 @@ def test_group_files_are_named_as_they_say() -> None:
         for name in names(group):
             text = (Path(CONF) / group / f"{name}.yaml").read_text()
             assert f"\nname: {name}\n" in f"\n{text}", f"{group}/{name}.yaml"
+
+
+def listed_options(config: DictConfig, path: str) -> set[str]:
+    return {str(key) for key in OmegaConf.select(config, path)} - {"_target_", "_partial_"}
+
+
+@pytest.mark.parametrize("model", ["colorization", "inpainting", "superres"])
+def test_data_files_list_every_option(model: str) -> None:
+    chosen = config(f"model={model}", "budget=paper")
+    given = {"self", "root", "cache", "workers", "seed", "pin_memory", "name"}  # by the run, or by the class
+    for path in ("data.module", "model.net"):
+        options = set(inspect.signature(hydra.utils.get_class(OmegaConf.select(chosen, path)._target_)).parameters)
+        assert listed_options(chosen, path) - given == options - given
+
+
+def test_a_swapped_backend_brings_the_options_of_the_block_around_it() -> None:
+    run = config("model=inpainting", "attention=full", "budget=smoke", "model.net.width=12")
+    swapped = swap_attention(run, "psal")
+    assert swapped.attention.name == "psal"
+    block = swapped.model.net.attention.block
+    assert (block.rate, block.everywhere, block.known_window) == (1, False, 1)
+    assert swapped.model.net.width == 12  # what the run itself changed stays
+    back = swap_attention(swapped, "full").model.net.attention.block
+    assert (back.rate, back.everywhere, back.known_window) == (2, True, 3)
+
+
+def test_in_scale_attention_is_a_choice_of_its_own() -> None:
+    for name, wanted in (("full", "FullAttention"), ("local", "LocalAttention")):
+        chosen = config("model=superres", "attention=psal", "budget=smoke", f"model.in_scale={name}")
+        with torch.device("meta"):
+            blocks = instantiate(chosen.model.net, _convert_="all").attention_blocks
+        assert type(blocks["in_scale"].mixer).__name__ == wanted
+        assert type(blocks["cross_scale"].mixer).__name__ == "PatchBasedStochasticAttention"

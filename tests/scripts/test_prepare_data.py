@@ -162,7 +162,7 @@ def test_an_interrupted_call_goes_on(
     def stop_in_the_middle(name: str, data: bytes, path: Path, how: prepare_deepfashion.Options) -> None:
         wrote.append(path.name)
         if len(wrote) == 4:
-            path.with_name(path.name + ".part").write_bytes(data[:100])
+            path.with_name(f".{path.name}-0.tmp").write_bytes(data[:100])
             raise KeyboardInterrupt
         write(name, data, path, how)
 
@@ -180,7 +180,7 @@ def test_an_interrupted_call_goes_on(
     monkeypatch.setattr(prepare_deepfashion, "_write_picture", write)
     assert run(script, *options) == 0
     assert {path: path.stat().st_mtime_ns for path in whole} == stamps
-    assert not [name for name in listing(out) if "part" in name or "preparing" in name]
+    assert not [name for name in listing(out) if "tmp" in name or "preparing" in name]
     assert len(list(out.rglob("*.jpg"))) == 9
     assert run(script, *options) == 0
 
@@ -228,7 +228,7 @@ def test_damaged_pictures_are_named_and_leave_nothing_half_written(
     said = " ".join(capsys.readouterr().out.split())
     assert f"img.zip/img/{entry(1, 2)}: not a readable picture" in said
     assert not (out / "train" / patn(1, 2)).exists()
-    assert not list(out.rglob("*.part"))
+    assert not list(out.rglob("*.tmp"))
     assert not (out / "manifest.json").exists()
 
 

@@ -7,12 +7,16 @@ from saccade.losses.adversarial import (
     nonsaturating_generator,
     r1_penalty,
 )
+from saccade.losses.discounted import discounted_l1
 from saccade.losses.perceptual import VGGPerceptual
 from saccade.losses.reconstruction import l1, masked_l1
 from saccade.losses.terms import weighted_sum
+from saccade.losses.wasserstein import gradient_penalty, wasserstein_critic, wasserstein_generator
 
 __all__ = [
     "VGGPerceptual",
+    "discounted_l1",
+    "gradient_penalty",
     "hinge_discriminator",
     "hinge_generator",
     "l1",
@@ -20,5 +24,7 @@ __all__ = [
     "masked_l1",
     "nonsaturating_generator",
     "r1_penalty",
+    "wasserstein_critic",
+    "wasserstein_generator",
     "weighted_sum",
 ]

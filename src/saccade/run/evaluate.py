@@ -124,9 +124,9 @@ def evaluate_run(path: Path, options: dict[str, str]) -> dict[str, Any]:
 
 def evaluate_folder(options: dict[str, str]) -> dict[str, Any]:
     """Score `images` against `reference`, print the metrics and write them to `out` if it is given."""
+    from saccade.files import write_text
     from saccade.metrics.folder import score_folders
     from saccade.metrics.pairs import PLAIN_METRICS
-    from saccade.files import write_text
 
     known = {"images", "reference", "out", "names", "weights", "weights_dir"}
     unknown = sorted(set(options) - known)
