@@ -1,9 +1,9 @@
 """Measure inpainting of a large picture at its own size: processor time and peak memory, each in a fresh process.
 
-    python scripts/bench_inpainting.py [--rows 2700 --cols 3300] [--attention psal full] [--threads 1] [--out benchmarks]
+    python scripts/bench_inpainting.py [--attention psal full] [--threads 1] [--out benchmarks]
 
-The network has the released width and random weights, which cost the same as trained ones; the picture has four holes of
-128x128. A refusal is a row with its message.
+The network has the released width and random weights, which cost the same as trained ones; the picture has four holes
+of 128x128. A refusal is a row with its message.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from attention_bench.conditions import conditions
-
 from saccade.files import write_text
 
 HOLE = 128

@@ -196,6 +196,23 @@ def test_a_sample_without_usable_keys(everywhere: bool) -> None:
     torch.testing.assert_close(out[:1], alone)
 
 
+@pytest.mark.parametrize("everywhere", [True, False])
+@pytest.mark.parametrize("name", ATTENDING)
+def test_hardly_a_usable_key(name: str, everywhere: bool) -> None:
+    """One known key is enough, or, for a search that keeps more, as good as none."""
+    x = drawn(2, 4, 16, 16).float()
+    known = torch.zeros(2, 1, 16, 16, dtype=torch.bool)
+    known[0, :, 5, 5:7] = True
+    known[1, :, 15, 15] = True
+    filling = block(make(name), size=(16, 16), rate=1, everywhere=everywhere, known_window=1)
+    out = filling(x, x, known)
+    assert bool(torch.isfinite(out).all())
+    assert filling.mixer.fewest_keys() == (2 if name == "psal" else 1)
+    if name == "psal":
+        assert torch.equal(out[1], torch.zeros_like(x[1]) if everywhere else x[1])
+        assert not torch.equal(out[0], torch.zeros_like(x[0]) if everywhere else x[0])
+
+
 @pytest.mark.parametrize("options", [{}, {"rate": 1, "everywhere": False, "known_window": 1}])
 def test_without_holes_or_attention(options: dict[str, int]) -> None:
     x = drawn(1, 4, 8, 12)

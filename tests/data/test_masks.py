@@ -54,8 +54,8 @@ def test_a_margin_is_kept_and_a_single_place_is_taken() -> None:
     holes = RectangularHoles(24, shrink=0, margin=8, shared=False).draw(SIZE, range(400), seed=0)
     assert set(holes.boxes[:, 0].tolist()) == set(range(8, 64 - 8 - 24))
     assert holes.boxes[:, 1].min() == 8
-    exact = RectangularHoles([64, 48], shrink=2, shared=False).draw(SIZE, [5], seed=0)
-    assert exact.boxes.tolist() == [[0, 0, 64, 48]]
+    exact = RectangularHoles([64, 47], shrink=2, shared=False).draw(SIZE, [5], seed=0)
+    assert exact.boxes.tolist() == [[0, 0, 64, 47]]
 
 
 def test_shrinking_moves_both_sides_of_a_pair_alike() -> None:
@@ -141,6 +141,8 @@ def test_crops_and_pasting() -> None:
         ),
         (lambda: RectangularHoles(2, margin=30, shrink=0), "none fits"),
         (lambda: FreeFormHoles(65), "FreeFormHoles: a hole of 65x65"),
+        (lambda: CentredHole([64, 48]), "a hole of 64x48 leaves nothing known of pictures of 64x48"),
+        (lambda: RectangularHoles([64, 48], shrink=2), "leaves nothing known"),
     ],
 )
 def test_a_hole_that_does_not_fit_is_refused(make, message) -> None:  # type: ignore[no-untyped-def]

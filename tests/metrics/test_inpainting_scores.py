@@ -129,5 +129,5 @@ def test_wrong_inputs_are_refused() -> None:
         inpainting_rows(target, target, mask[..., 1:], box, ["a"])
     broken = target.clone()
     broken[0, 0, 8, 8] = torch.nan
-    with pytest.raises(ValueError, match="a was completed with values that are not finite"):
+    with pytest.raises(ValueError, match="a was made with values that are not finite"):
         inpainting_rows(broken, target, mask, box, ["a"])

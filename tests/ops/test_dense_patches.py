@@ -321,6 +321,25 @@ def test_many_patches_take_kernels_that_make_no_vectors_and_few_do_not(monkeypat
     assert (all_keys["kernel"], strided["kernel"]) == ("boxes", "chunked")
 
 
+def test_boxes_are_taken_where_they_are_faster(monkeypatch):
+    """Vectors of one map count, not those of the batch; more threads speak for SDPA, and thinned-out keys too."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(dense, "SDPA_FAST_BYTES", 2 * 36 * 4 * 9 * 4)  # of 6x6 maps of 4 channels
+    fits, larger, wider = (
+        [x.detach().float() for x in draw(n, n, channels=c)] for n, c in [((6, 6), 4), ((6, 7), 4), ((6, 6), 5)]
+    )
+    chosen = []
+    for maps, options in [(fits, {}), (larger, {}), (wider, {}), (wider, {"key_stride": 2})]:
+        reset_ledger()
+        dense_attention(*maps, patch_size=3, **options)
+        chosen.append(ledger()[0]["kernel"])
+    assert chosen == ["sdpa", "boxes", "boxes", "sdpa"]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    reset_ledger()
+    dense_attention(*wider, patch_size=3)
+    assert ledger()[0]["kernel"] == "sdpa"
+
+
 @pytest.mark.parametrize("score", ["dot", "l2"])
 @pytest.mark.parametrize("offset", [0.0, 30.0])
 def test_float32_patches_are_as_exact_as_plain_pytorch(score, offset):

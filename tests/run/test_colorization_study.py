@@ -128,6 +128,7 @@ def test_refusals(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         ([f"out={tmp_path}", "seeds=0,x"], "seeds=0,x: give different whole numbers"),
         ([f"out={tmp_path}", "jobs=0"], "jobs=0: give a whole number, 1 or more"),
         ([f"out={tmp_path}", "sides=32"], "did you mean side=?"),
+        ([f"out={tmp_path}", "full_stride=0"], "full_stride=0: give a whole number, 1 or more"),
         ([f"out={tmp_path}", "budget=huge"], "study: In 'train'"),
         ([f"out={tmp_path}", "set=task.module.crops=3"], "study: Could not override 'task.module.crops'"),
     ):

@@ -44,6 +44,13 @@ def test_what_may_not_be_written_is_refused(image, tmp_path):
     assert output_path(image, "-x2", str(tmp_path / "folder.png"), overwrite=True).name == "a.b-x2.png"
 
 
+def test_what_a_command_reads_is_never_written_over(image, tmp_path):
+    mask = tmp_path / "mask.png"
+    mask.write_bytes(b"x")
+    with pytest.raises(ValueError, match="read by this command"):
+        output_path(image, "-inpainted", str(mask), overwrite=True, beside=[mask])
+
+
 def test_dotted_keys_are_changes_of_the_run():
     arguments = ["image=a", "attention.mixer.iterations=3", "run=b"]
     options, changes = split_arguments(arguments, required=("image",), optional=(), usage="")

@@ -138,9 +138,12 @@ def test_a_reference_without_colours_is_said(run, own, capsys):
         ({"size": "0"}, "size=0"),
         ({"result": "large"}, "full or working"),
         ({"attention": "ful"}, "attention=ful is unknown"),
+        ({"attention.mixer.matches": "0"}, "matches must be a whole number, 1 or more; got 0"),
+        ({"out": "other.png", "overwrite": "true"}, "other.png is read by this command"),
     ],
 )
 def test_wrong_input_is_one_clear_message_and_nothing_is_written(run, own, capsys, changes, words):
+    changes = {key: own / value if key == "out" else value for key, value in changes.items()}
     check_refused(lambda: call(run, own, **changes), words, own, capsys)
 
 
@@ -148,6 +151,13 @@ def test_runs_of_other_models_are_refused(own, tmp_path, capsys):
     other = make_run(tmp_path / "other-run", "superres", "attention=psal")
     assert call(other, own) == 1
     assert "a run of model=superres; this tool takes those of colorization" in capsys.readouterr().err
+
+
+def test_broken_weights_are_said(own, tmp_path, capsys):
+    broken = make_run(tmp_path / "broken", "colorization", "attention=psal")
+    for data in (b"", b"version https://git-lfs.github.com/spec/v1\n"):
+        (broken / "checkpoints" / "last.ckpt").write_bytes(data)
+        check_refused(lambda: call(broken, own), "last.ckpt cannot be read", own, capsys)
 
 
 def test_help(capsys):

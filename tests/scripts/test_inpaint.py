@@ -104,6 +104,14 @@ def test_a_picture_that_is_turned_by_its_exif_tag_fits_an_upright_mask(run, own,
     assert np.array_equal(made[~holes()], colours()[~holes()])
 
 
+def test_one_known_pixel_is_enough(run, own):
+    alone = np.full((ROWS, COLS), 255, np.uint8)
+    alone[8, 12] = 0
+    Image.fromarray(alone).save(own / "alone.png")
+    assert call(run, own, mask=own / "alone.png") == 0
+    assert np.array_equal(np.asarray(Image.open(own / "me-inpainted.png"))[8, 12], colours()[8, 12])
+
+
 @pytest.mark.parametrize(("rows", "cols"), [(1, 2), (3, 40), (8, 8)])
 def test_tiny_pictures(run, own, rows, cols):
     Image.fromarray(colours()[:rows, :cols]).save(own / "tiny.png")

@@ -72,6 +72,9 @@ def test_transparency_and_16_bits_stay(tmp_path, capsys):
     coloured = read(tmp_path / "deep-reconstructed.png")
     assert coloured.shape == (24, 24, 3)  # grey from colours takes their colours
     assert "16 bits" in capsys.readouterr().out
+    arguments = [f"target={tmp_path / 'b.png'}", f"reference={tmp_path / 'deep.png'}", "progress=off"]
+    assert MAIN(arguments) == 0
+    assert Image.open(tmp_path / "b-reconstructed.png").mode == "L"  # nor do colours stay without any to take
 
 
 def test_tiny_pictures_are_rebuilt(tmp_path):

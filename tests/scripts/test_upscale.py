@@ -93,8 +93,8 @@ def test_transparency_is_enlarged_along(run, own):
 @pytest.mark.parametrize(("rows", "cols"), [(1, 1), (2, 5)])
 def test_tiny_pictures(run, own, rows, cols):
     Image.fromarray(colours(rows, cols)).save(own / "tiny.png")
-    for chop in ("auto", "released"):
-        assert call(run, own, image=own / "tiny.png", chop=chop, overwrite="true") == 0
+    for chop, attention in (("auto", "psal"), ("released", "full")):
+        assert call(run, own, image=own / "tiny.png", chop=chop, attention=attention, overwrite="true") == 0
         assert np.asarray(Image.open(own / "tiny-x2.png")).shape == (2 * rows, 2 * cols, 3)
 
 

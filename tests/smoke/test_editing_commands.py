@@ -72,14 +72,6 @@ def test_inpainting(command: Command, arguments: list[str], picture: Path, tmp_p
     known = np.asarray(Image.open(picture))
     assert np.array_equal(made[mask == 0], known[mask == 0])
     assert not np.array_equal(made[mask > 0], known[mask > 0])
-    wrong = command(
-        "scripts/inpaint.py", f"run={run}", f"image={picture}", f"mask={tmp_path / 'mine-inpainted.png'}", "out=x.png"
-    )
-    assert wrong.returncode == 1
-    Image.fromarray(mask[:-1]).save(tmp_path / "short.png")
-    wrong = command("scripts/inpaint.py", f"run={run}", f"image={picture}", f"mask={tmp_path / 'short.png'}")
-    assert wrong.returncode == 1
-    assert "short.png" in wrong.stderr
 
 
 def test_superres(command: Command, arguments: list[str], picture: Path, tmp_path: Path) -> None:
@@ -89,9 +81,6 @@ def test_superres(command: Command, arguments: list[str], picture: Path, tmp_pat
     done = command("scripts/upscale.py", f"run={run}", f"image={picture}")
     assert done.returncode == 0, done.stderr
     assert Image.open(tmp_path / "mine-x2.png").size == (100, 74)
-    wrong = command("scripts/upscale.py", f"run={run}", f"image={picture}", "scale=3")
-    assert wrong.returncode == 1
-    assert "scale=3" in wrong.stderr
 
 
 def test_reconstruction_of_two_pictures(command: Command, picture: Path, tmp_path: Path) -> None:

@@ -224,6 +224,12 @@ def test_samples_are_pictures() -> None:
     torch.testing.assert_close(shown["grey"], grey_of(batch.target))
 
 
+def test_pictures_that_are_not_finite_are_named() -> None:
+    pictures = torch.zeros(1, 3, SIDE, SIDE)
+    with pytest.raises(ValueError, match="colorization scores: 3 was made with values that are not finite"):
+        task(Constant(0.0, float("nan"), 0.0)).score(batch_of(pictures, pictures, 3))
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"weights names gan, but the terms are mse"):
         task(Constant(0.0, 0.0, 0.0), weights={"gan": 1.0})

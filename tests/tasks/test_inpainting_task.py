@@ -188,16 +188,19 @@ def test_it_learns_what_the_holes_hide(tmp_path: Path) -> None:
 
 
 def test_a_resumed_run_ends_as_one_that_went_through(tmp_path: Path) -> None:
+    watch, again = Watch(), Watch()
     straight = inpainting_task(critics=Critics, images=56, ema_half_life=20)
-    fit(straight, tmp_path)
+    fit(straight, tmp_path, callbacks=[watch])
     stopped = inpainting_task(critics=Critics, images=28, ema_half_life=20)  # between two generator steps
     fit(stopped, tmp_path, callbacks=[ResumePoint(tmp_path / "last.ckpt", every_images=1000)])
     resumed, data = inpainting_task(critics=Critics, images=56, ema_half_life=20), Data()
     data.set_position(28)
-    trainer(tmp_path, limit_val_batches=0).fit(
+    trainer(tmp_path, [again], limit_val_batches=0).fit(
         resumed, datamodule=data, ckpt_path=tmp_path / "last.ckpt", weights_only=True
     )
     assert int(resumed.generator_steps) == 2
+    assert again.logged == watch.logged[7:]  # the generator's values too, which its last step left
+    assert "gradient_norm/generator" in again.logged[0]
     assert same(straight, resumed)
 
 

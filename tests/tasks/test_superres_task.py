@@ -84,6 +84,8 @@ def test_scores_are_of_8_bit_pictures_and_stand_beside_bicubics() -> None:
     assert torch.equal(bicubic(given.low, 2), plain)
     white = task(Shifted(offset=5.0)).enlarged(given.low)
     assert torch.equal(white, torch.ones_like(white))
+    with pytest.raises(ValueError, match="super-resolution scores: a0 was made with values that are not finite"):
+        task(Shifted(offset=math.nan)).score(given)
 
 
 def test_the_evaluation_is_the_mean_over_pictures_and_its_headline_the_gain() -> None:

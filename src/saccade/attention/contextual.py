@@ -191,8 +191,9 @@ class ContextualBlock(SlotBlock):
             key_mask: (B, 1, Yk, Xk) bool, True = known, False = hole; None is without holes.
 
         Returns:
-            (B, C, Yq, Xq). Without `everywhere`, the query map where there is no hole. A sample without a key that may
-            be attended gets zeros, as released; without `everywhere`, its query map.
+            (B, C, Yq, Xq). Without `everywhere`, the query map where there is no hole. A sample with fewer keys that
+            may be attended than the mixer needs, mostly one, gets zeros, as released; without `everywhere`, its query
+            map.
 
         Raises:
             ValueError: maps or mask do not fit.
@@ -230,15 +231,15 @@ class ContextualBlock(SlotBlock):
         return F.fold(brought.flatten(2), size, self.paste, padding=self.rate // 2, stride=self.rate) / 4
 
     def _usable(self, key_mask: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Which keys may be attended, (B, 1, y, x), and which samples have any, (B, 1, 1, 1).
+        """Which keys may be attended, (B, 1, y, x), and which samples have enough of them, (B, 1, 1, 1).
 
-        A sample that has none is given all: what it reads is not used.
+        A sample that has not is given all: what it reads is not used.
         """
         if key_mask is None:
             return None, None
         unknown = (~self._sampled(key_mask)).float()
         usable = F.max_pool2d(unknown, self.known_window, 1, self.known_window // 2) == 0
-        alive = usable.flatten(1).any(1)[:, None, None, None]
+        alive = (usable.flatten(1).sum(1) >= self.mixer.fewest_keys())[:, None, None, None]
         return usable | ~alive, alive
 
     def _inside(self, holes: Tensor, rim: int, q: Tensor, k: Tensor, v: Tensor, usable: Tensor | None) -> Tensor | None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saccade.attention.mixer import AttentionCost, AttentionWeights, SpatialAttention, check_queries
 from saccade.geometry import AttentionShape, SlotSpec
-from saccade.ops.dense import KERNELS, SDPA_VECTOR_BYTES, dense_attention, dense_weights, vector_bytes
+from saccade.ops.dense import KERNELS, against_vectors, dense_attention, dense_weights
 from saccade.ops.dense.boxes import box_pairs
 from saccade.ops.dense.keys import KeyGrid, KeyPlaces, check_key_options, key_grid, key_reasons
 from saccade.ops.dense.paste import dense_paste
@@ -146,7 +146,7 @@ class FullAttention(SpatialAttention):
         if self.kernel != "auto" or self.patch_size == 1:
             return "sdpa" if self.kernel == "auto" else self.kernel
         vectors = replace(shape, qk_channels=shape.qk_channels * self.patch_size**2, kv_size=grid.size)
-        if vector_bytes(vectors, 4) <= SDPA_VECTOR_BYTES:
+        if not against_vectors(vectors, 4, boxes=grid.step == 1):
             return "sdpa"
         return "boxes" if grid.step == 1 else "chunked"
 

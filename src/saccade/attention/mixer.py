@@ -150,6 +150,10 @@ class SpatialAttention(nn.Module, ABC):
         """
         return None
 
+    def fewest_keys(self) -> int:
+        """How many keys a mask must leave every sample."""
+        return 1
+
     def split_heads(self, maps: Tensor) -> Tensor:
         """(B, G*C, Y, X) -> (B, G, C, Y, X).
 

@@ -158,6 +158,9 @@ class PatchBasedStochasticAttention(SpatialAttention):
         reach = self._options["patch_size"] // 2
         return reach if self._options["readout"] == "centre" else 2 * reach
 
+    def fewest_keys(self) -> int:
+        return self._options["matches"]
+
     def _plan(self) -> SearchPlan:
         options = self._options
         return SearchPlan(

@@ -40,7 +40,8 @@ def read_mask(
     if size is not None and found != size:
         if not resize:
             raise ValueError(
-                f"{path}: the mask is {found} (rows x cols), the picture {size}; a mask has the size of its picture"
+                f"{path}: the mask is {found} (rows x cols), the picture {size}; a mask has the size of its picture, "
+                f"as it stands upright"
             )
         scaled = Image.fromarray(mask).resize((size.cols, size.rows), Image.Resampling.NEAREST)
         mask = np.asarray(scaled, dtype=bool)

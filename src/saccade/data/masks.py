@@ -186,7 +186,7 @@ class FreeFormHoles:
 
     def draw(self, size: Size, positions: Sequence[int], *, seed: int, batch: int | None = None) -> Holes:
         hole = size if self.hole is None else self.hole
-        check_fit("FreeFormHoles", size, hole)
+        check_fit("FreeFormHoles", size, hole, whole=True)
         boxes = _boxes(size, hole, positions, seed, batch if self.shared else None)
         masks = torch.zeros(len(positions), 1, *size)
         for mask, box, position in zip(masks, boxes, positions, strict=True):
@@ -256,12 +256,14 @@ def hole_boxes(mask: Tensor) -> list[Box]:
     return sorted(Box(*(int(places[index, column]) for column in columns)) for index in range(1, found))
 
 
-def check_fit(who: str, size: Size, hole: Size, margin: int = 0) -> None:
-    """Refuse a hole that leaves nothing known, or does not fit the picture.
+def check_fit(who: str, size: Size, hole: Size, margin: int = 0, *, whole: bool = False) -> None:
+    """Refuse a hole that does not fit the picture, or leaves nothing of it known; `whole` allows its box to.
 
     Raises:
         ValueError: with the largest hole that fits.
     """
+    if hole == size and not whole:
+        raise ValueError(f"{who}: a hole of {hole} leaves nothing known of pictures of {size}; make a side smaller")
     room = [side - 2 * margin for side in size]
     if hole.rows > room[0] or hole.cols > room[1]:
         within = f" within a margin of {margin}" if margin else ""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from saccade.geometry import Size
 from saccade.metrics.pixels import to_uint8
-from saccade.metrics.rows import Rows
+from saccade.metrics.rows import Rows, require_finite
 from saccade.metrics.ssim import SSIMProtocol
 
 BASELINE = "mean_fill"
@@ -114,8 +114,4 @@ def _check(completed: Tensor, target: Tensor, masks: Tensor, boxes: Tensor, keys
         )
     if len(set(keys)) != count:
         raise ValueError(f"inpainting scores: {count} pictures need {count} different keys; got {list(keys)}")
-    finite = torch.isfinite(completed).flatten(1).all(1).tolist()
-    if not all(finite):
-        raise ValueError(
-            f"inpainting scores: {keys[finite.index(False)]} was completed with values that are not finite"
-        )
+    require_finite("inpainting scores", completed, keys)

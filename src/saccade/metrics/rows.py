@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 Rows = dict[str, dict[str, float]]
+
+
+def require_finite(who: str, pictures: Tensor, keys: Sequence[str]) -> None:
+    """Refuse to score pictures (B, ...) that hold NaN or infinity: a mean would leave them out, 8 bits hide them.
+
+    Raises:
+        ValueError: names the first one.
+    """
+    finite = torch.isfinite(pictures).flatten(1).all(1).tolist()
+    if not all(finite):
+        raise ValueError(f"{who}: {keys[finite.index(False)]} was made with values that are not finite")
 
 
 def gathered_rows(rows: Rows) -> Rows:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.loggers import Logger
 
 from saccade.tasks.base import Task
@@ -41,9 +44,28 @@ def workers(config: DictConfig) -> int:
     return asked
 
 
+@contextmanager
+def constructing() -> Iterator[None]:
+    """Let what constructors say against their options out as it was raised: Hydra wraps it in an error of its own.
+
+    Raises:
+        ValueError, RuntimeError, OSError: the constructor's; ValueError in place of any other.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        cause: BaseException = error
+        while isinstance(cause, HydraException) and cause.__cause__ is not None:
+            cause = cause.__cause__
+        if isinstance(cause, (ValueError, RuntimeError, OSError)):
+            raise cause from None
+        raise ValueError(str(error)) from error
+
+
 def build_data(config: DictConfig) -> pl.LightningDataModule:
     """The data module of the run."""
-    factory = instantiate(config.data.module, _partial_=True, _convert_="all")
+    with constructing():
+        factory = instantiate(config.data.module, _partial_=True, _convert_="all")
     data: pl.LightningDataModule = factory(
         root=Path(config.runtime.data_dir).expanduser().resolve() / config.data.name,
         cache=cache_dir(config),
@@ -57,12 +79,13 @@ def build_data(config: DictConfig) -> pl.LightningDataModule:
 def build_task(config: DictConfig) -> Task:
     """The task with its networks, whose initial weights depend on the seed alone (and not on each other)."""
     torch.manual_seed(config.seed)
-    generator = instantiate(config.model.net, _convert_="all")
     discriminator = None
-    if config.task.adversarial:
-        torch.manual_seed(config.seed + 1)
-        discriminator = instantiate(config.model.discriminator, _convert_="all")
-    factory = instantiate(config.task.module, _partial_=True, _convert_="all")
+    with constructing():
+        generator = instantiate(config.model.net, _convert_="all")
+        if config.task.adversarial:
+            torch.manual_seed(config.seed + 1)
+            discriminator = instantiate(config.model.discriminator, _convert_="all")
+        factory = instantiate(config.task.module, _partial_=True, _convert_="all")
     task: Task = factory(generator, discriminator, images=config.budget.images, seed=config.seed)
     return task
 

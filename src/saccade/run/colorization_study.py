@@ -142,11 +142,14 @@ def _trained_and_tested(cell: Cell) -> list[dict[str, Any]]:
     import torch
 
     from saccade.run.evaluate import evaluate_run
-    from saccade.run.train import train
+    from saccade.run.train import TrainingInterrupted, train
 
     torch.set_num_threads(1)
     config = cell.study.configuration(cell.method, cell.seed)
-    result = train(config)
+    try:
+        result = train(config)
+    except TrainingInterrupted as stop:  # which the same command resumes
+        raise KeyboardInterrupt from stop
     folder = Path(config.runtime.root).expanduser() / result["name"]
     rows = []
     for method in cell.tested:
@@ -284,6 +287,7 @@ def _work(arguments: Sequence[str]) -> list[str]:
         "budget",
         "side",
         "images",
+        "full_stride",
         "source",
         "set",
         "runs",

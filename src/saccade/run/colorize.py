@@ -67,14 +67,14 @@ def parse(arguments: Sequence[str]) -> Request:
         ValueError: a wrong key or value, or a file that must not be written.
     """
     options, changes = split_arguments(arguments, required=_REQUIRED, optional=_OPTIONAL, usage=USAGE)
-    image = Path(options["image"]).expanduser()
+    image, reference = (Path(options[key]).expanduser() for key in _REQUIRED)
     native = options.get("size") == "native"
     return Request(
         image=image,
-        reference=Path(options["reference"]).expanduser(),
+        reference=reference,
         size=None if native else read_whole(options, "size", 256, least=1),
         full=read_choice(options, "result", ("full", "working")) == "full",
-        shared=read_shared(options, changes, image=image, suffix=SUFFIX, demo=DEMO),
+        shared=read_shared(options, changes, image=image, suffix=SUFFIX, demo=DEMO, beside=[reference]),
     )
 
 

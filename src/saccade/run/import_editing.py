@@ -22,6 +22,7 @@ from torch import Tensor
 from saccade.data.pack import sha256
 from saccade.files import new_folder
 from saccade.run.arguments import read_options, run_command
+from saccade.run.build import constructing
 from saccade.run.config import CONF, Runtime, register
 from saccade.run.folder import RunFolder
 
@@ -143,6 +144,8 @@ def _critics(path: Path, model: str) -> tuple[State, list[str]]:
     if model != "model=inpainting" or not {"localD", "globalD"} <= set(found):
         what = ", ".join(map(str, list(found)[:3]))
         raise ValueError(f"critics={path}: the critics of an inpainting network are localD and globalD; it has {what}")
+    if not all(isinstance(found[name], Mapping) for name in ("localD", "globalD")):
+        raise ValueError(f"critics={path}: localD and globalD must be state dicts")
     parts = {ours: bare(found[theirs]) for ours, theirs in (("local", "localD"), ("whole", "globalD"))}
     first, linear = "dis_conv_module.conv1.conv.weight", "linear.weight"
     if not all({first, linear} <= set(part) for part in parts.values()):
@@ -157,7 +160,7 @@ def _critics(path: Path, model: str) -> tuple[State, list[str]]:
 
 def _check_fit(config: DictConfig, node: str, state: State, file: Path) -> None:
     """Raise ValueError unless the weights are exactly those of the network that the configuration builds."""
-    with torch.device("meta"):
+    with torch.device("meta"), constructing():
         network = instantiate(config.model[node], _convert_="all")
     wanted = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     found = {key: tuple(value.shape) for key, value in state.items()}

@@ -37,8 +37,9 @@ SUFFIX, DEMO = "-inpainted", "inpainting_psal"
 USAGE = f"""usage: python scripts/inpaint.py image=<picture> mask=<picture> [<option>=<value> ...]
 
 image=      the picture, of any size
-mask=       a picture of the same size, white where the picture is to be filled, black where it is known. Any number of
-            holes of any shape; what the picture holds there is never looked at. Known pixels come back unchanged
+mask=       a picture of the same size, white where the picture is to be filled, black where it is known, greys as the
+            nearer of the two. Any number of holes of any shape; what the picture holds there is never looked at. Known
+            pixels come back unchanged
 invert=     true|false: black marks the holes in place of white [false]
 offsets=    true|false: also write <name>{SUFFIX}-offsets.png, in whose colours every point tells in which direction,
             and how far away, lies what it attends to most: white is its own place. That looks at every point of the
@@ -67,15 +68,15 @@ def parse(arguments: Sequence[str]) -> Request:
         ValueError: a wrong key or value, or a file that must not be written.
     """
     options, changes = split_arguments(arguments, required=_REQUIRED, optional=_OPTIONAL, usage=USAGE)
-    image = Path(options["image"]).expanduser()
-    shared = read_shared(options, changes, image=image, suffix=SUFFIX, demo=DEMO)
+    image, mask = (Path(options[key]).expanduser() for key in _REQUIRED)
+    shared = read_shared(options, changes, image=image, suffix=SUFFIX, demo=DEMO, beside=[mask])
     offsets = None
     if read_choice(options, "offsets", ("false", "true")) == "true":
-        beside = str(shared.out.with_name(f"{shared.out.stem}-offsets.png"))
-        offsets = output_path(image, SUFFIX, beside, overwrite=options.get("overwrite") == "true")
+        drawn = str(shared.out.with_name(f"{shared.out.stem}-offsets.png"))
+        offsets = output_path(image, SUFFIX, drawn, overwrite=options.get("overwrite") == "true", beside=[mask])
     return Request(
         image=image,
-        mask=Path(options["mask"]).expanduser(),
+        mask=mask,
         invert=read_choice(options, "invert", ("false", "true")) == "true",
         offsets=offsets,
         shared=shared,

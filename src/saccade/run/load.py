@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -37,9 +38,9 @@ def load_task(
         config.task.module.perceptual = None
     task = build_task(config)
     if checkpoint is not None:
-        _restore(task, torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"], checkpoint)
+        _restore(task, _read(checkpoint)["state_dict"], checkpoint)
     else:
-        _restore_shipped(task, torch.load(shipped, map_location="cpu", weights_only=True), shipped)
+        _restore_shipped(task, _read(shipped), shipped)
     task.eval().requires_grad_(False)
     return config, task
 
@@ -66,6 +67,14 @@ def checkpoint_of(run: RunFolder, weights: str) -> Path | None:
             f"{run.path} keeps no best checkpoint: none was evaluated yet, or its task chooses none; use weights=last"
         )
     raise ValueError(f"{run.path} holds no weights yet: neither checkpoints/{weights}.ckpt nor weights.pt")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return dict(torch.load(file, map_location="cpu", weights_only=True))
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0][:120]
+        raise ValueError(f"{file} cannot be read, as if cut short or no checkpoint at all ({reason})") from error
 
 
 def _restore(task: Task, state: dict[str, Any], file: Path) -> None:

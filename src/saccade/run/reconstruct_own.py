@@ -12,7 +12,7 @@ from saccade.data.edit_files import PictureFile, read_picture, to_pixels, write_
 from saccade.pictures.canvas import Picture, write_png
 from saccade.pictures.reconstruction import Shown, comparison_sheet
 from saccade.run.reconstruct_folder import eight_bits, zooms_of
-from saccade.run.reconstruct_pairs import own_pictures
+from saccade.run.reconstruct_pairs import Pair, own_pictures
 from saccade.run.reconstruct_request import Request, Sizes, check_methods
 from saccade.run.reconstruct_study import Cell, Measured, make_cells, measure_pair
 from saccade.run.tool_progress import StepProgress
@@ -37,16 +37,15 @@ def rebuild(request: Request) -> list[str]:
     if not cells:
         raise ValueError("methods=: with @ a method runs at these sizes alone; give sizes= too, or leave @ out")
     alone = len(cells) == 1
-    places = [
-        _place(request, target.path, "-reconstructed" + ("" if alone else _suffix(cell)), alone) for cell in cells
-    ]
-    sheet = None if alone else _place(request, target.path, "-reconstruction", alone)
+    pair = source.pairs[0]
+    places = [_place(request, pair, "-reconstructed" + ("" if alone else _suffix(cell)), alone) for cell in cells]
+    sheet = None if alone else _place(request, pair, "-reconstruction", alone)
     check_methods(request, Sizes(target.size, reference.size))
-    like = replace(target, grey=target.grey and reference.grey, profile=reference.profile)
+    like = replace(target, grey=reference.grey, profile=reference.profile)  # whose pixels the result is made of
     clock, lines, shown = Clock(), [], []
     with StepProgress("reconstructing", len(cells), request.progress) as progress:
         for cell, place in zip(cells, places, strict=True):
-            measured, picture = measure_pair(cell, source.pairs[0], request.plan, weigh=request.plan.memory)
+            measured, picture = measure_pair(cell, pair, request.plan, weigh=request.plan.memory)
             write_picture(place, to_pixels(picture, target.depth), like)
             shown.append((measured, picture))
             lines.append(_told(measured, place, request.plan.crop))
@@ -62,7 +61,7 @@ def _suffix(cell: Cell) -> str:
     return "-" + re.sub(r"[^\w.]+", "-", cell.method.name) + heat
 
 
-def _place(request: Request, target: Path, suffix: str, alone: bool) -> Path:
+def _place(request: Request, pair: Pair, suffix: str, alone: bool) -> Path:
     """Where a picture goes: beside the target, or as out= says, which must be a folder for several.
 
     Raises:
@@ -70,7 +69,7 @@ def _place(request: Request, target: Path, suffix: str, alone: bool) -> Path:
     """
     if request.picture is not None and not alone and request.picture.endswith(".png"):
         raise ValueError(f"out={request.picture}: several methods write several pictures; name a folder, ending in /")
-    return output_path(target, suffix, request.picture, overwrite=request.overwrite)
+    return output_path(pair.target, suffix, request.picture, overwrite=request.overwrite, beside=[pair.reference])
 
 
 def _told(measured: Measured, place: Path, crop: int) -> str:

@@ -61,7 +61,13 @@ def split_arguments(
 
 
 def read_shared(
-    options: Mapping[str, str], changes: Mapping[str, str], *, image: Path, suffix: str, demo: str
+    options: Mapping[str, str],
+    changes: Mapping[str, str],
+    *,
+    image: Path,
+    suffix: str,
+    demo: str,
+    beside: Sequence[Path] = (),
 ) -> Shared:
     """Read the shared options; the file to write is settled before any work begins.
 
@@ -71,13 +77,17 @@ def read_shared(
         image: the picture that the result stands beside.
         suffix: of the result's name.
         demo: name of the shipped weights that are the default.
+        beside: what else the command reads, as a mask.
 
     Raises:
         ValueError: a wrong value, a run or a GPU that is not there, or a file that must not be written.
     """
     run = Path(options["run"]).expanduser() if "run" in options else DEMO / demo
     if "run" not in options and not run.is_dir():
-        raise ValueError(f"there are no shipped weights in {run}; name the folder of a run with run=")
+        there = ", ".join(sorted(folder.name for folder in DEMO.glob("*/"))) or "none"
+        raise ValueError(
+            f"there are no shipped weights in {run}; name the folder of a run with run=. Shipped are: {there}"
+        )
     device = read_choice(options, "device", DEVICES)
     if device == "cuda" and not torch.cuda.is_available():
         raise ValueError("device=cuda, but PyTorch finds no GPU here; choose cpu")
@@ -88,18 +98,18 @@ def read_shared(
     return Shared(
         run=run,
         changes={**attention, **changes},
-        out=output_path(image, suffix, options.get("out"), overwrite=overwrite),
+        out=output_path(image, suffix, options.get("out"), overwrite=overwrite, beside=beside),
         device=torch.device(device),
         seed=read_whole(options, "seed", 0, least=0),
         progress=cast(Style, read_choice(options, "progress", STYLES)),
     )
 
 
-def output_path(image: Path, suffix: str, out: str | None, *, overwrite: bool) -> Path:
-    """Where the result goes: beside the picture, or where `out` says.
+def output_path(image: Path, suffix: str, out: str | None, *, overwrite: bool, beside: Sequence[Path] = ()) -> Path:
+    """Where the result goes: beside the picture, or where `out` says; never where one of the command's own inputs lies.
 
     Raises:
-        ValueError: the name does not end in .png, is a picture's own, is taken, or lies where nothing can be written.
+        ValueError: the name does not end in .png, is an input's, is taken, or lies where nothing can be written.
     """
     name = f"{image.stem}{suffix}.png"
     path = image.with_name(name) if out is None else Path(out).expanduser()
@@ -112,6 +122,8 @@ def output_path(image: Path, suffix: str, out: str | None, *, overwrite: bool) -
     if path.exists():
         if image.exists() and path.samefile(image):
             raise ValueError(f"{path} is the picture itself, which is never written over; choose another out=")
+        if any(other.exists() and path.samefile(other) for other in beside):
+            raise ValueError(f"{path} is read by this command and never written over; choose another out=")
         if not overwrite:
             raise ValueError(f"{path} exists already; overwrite=true replaces it, out=<file.png> writes elsewhere")
     folder = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))

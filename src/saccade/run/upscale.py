@@ -39,7 +39,7 @@ CHOICES = ("auto", "released", "none")
 USAGE = f"""usage: python scripts/upscale.py image=<picture> [scale=2|3|4] [<option>=<value> ...]
 
 image=      the picture to enlarge, of any size
-scale=      how much; a network makes one scale only [that of run=, or 2]
+scale=      how much; a network makes one scale only, and the shipped one 2 [that of run=, or 2]
 chop=       released: in overlapping parts of about 60x60, as CSNLN's published scores were measured, so that nothing
             farther away is looked at; none: the picture as a whole; auto: as a whole where the memory allows and the
             attention does not cost more than twice what it costs in parts [auto]
@@ -140,6 +140,7 @@ def chosen_chop(loaded: Loaded, size: Size, request: Request, shared: Shared) ->
     if request.chop != "auto":
         return "released" if request.chop == "released" else "none"
     network = cast(Any, loaded.network)
+    size = Size(*(max(side, _LEAST) for side in size))  # as `grown` makes it
     needed = _MAPS * network.channels * request.scale**2 * size.area * 4
     free = free_bytes(shared.device)
     if free is not None and needed > free // 2:

@@ -97,6 +97,7 @@ class Task(pl.LightningModule):
         self.schedule = schedule or Schedule()
         self.register_buffer("images_seen", torch.zeros((), dtype=torch.int64))
         self.evaluation: dict[str, float] = {}  # the metrics of the last evaluation
+        self.gradient_norms: dict[str, float] = {}  # of each network's last step
         self.nonfinite_steps = 0
         self._nonfinite_runs: dict[str, int] = {}  # of each network: one that goes on hides no other
         self._base_lr: dict[int, list[float]] = {}
@@ -178,6 +179,7 @@ class Task(pl.LightningModule):
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)).float())
             finite = bool(torch.isfinite(norm))
             if finite and not scaled:
+                self.gradient_norms[name] = float(norm)
                 self.log(f"gradient_norm/{name}", norm)
         if gradients and (finite or scaled):
             optimiser.step()  # with loss scaling, the scaler itself skips the step and lowers its scale

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from saccade.data.editing_batches import FramePairBatch
-from saccade.metrics.rows import Rows
+from saccade.metrics.rows import Rows, require_finite
 from saccade.tasks.regression import RegressionTask, Terms
 
 
@@ -87,6 +87,7 @@ class ColorizationTask(RegressionTask):
 
     def score(self, batch: FramePairBatch) -> Rows:
         target, reference, painted = to_unit(batch.target), to_unit(batch.reference), self.colorize(batch)
+        require_finite("colorization scores", painted, batch.keys)
         columns = {
             self.cropped: squared_error(painted, target, self.crop),
             "mse": squared_error(painted, target, 0),

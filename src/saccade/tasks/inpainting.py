@@ -153,12 +153,20 @@ class InpaintingTask(RegressionTask):
         images = self.end_step(len(batch))
         self.steps += 1
         self.generator_steps += generates
-        self._log_steps()
+        self._log_steps(generates)
         if generates:
             self.ema.update(self.generator, images_seen=int(self.images_seen), images_step=images * self.critic_steps)
 
-    def _log_steps(self) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["gradient_norms"] = dict(self.gradient_norms)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.gradient_norms = dict(checkpoint.get("gradient_norms", {}))
+
+    def _log_steps(self, generates: bool) -> None:
         self.log("generator_steps", self.generator_steps.double())
+        if not generates and "generator" in self.gradient_norms:
+            self.log("gradient_norm/generator", self.gradient_norms["generator"])  # as `last_terms`
         if self.discriminator is not None:
             self.log("critic_steps", self.steps.double())
         if self.generator_steps > 0:

@@ -16,7 +16,7 @@ from saccade.data.editing_batches import ResolutionBatch
 from saccade.layers.tiling import CHOPS, Chop, upscale
 from saccade.losses.reconstruction import l1
 from saccade.metrics.pixels import to_uint8
-from saccade.metrics.rows import Rows
+from saccade.metrics.rows import Rows, require_finite
 from saccade.metrics.superres import scores
 from saccade.tasks.regression import RegressionTask, Terms
 
@@ -87,8 +87,9 @@ class SuperResolutionTask(RegressionTask):
         return (high.float() * 2 - 1).clamp(-1, 1)
 
     def score(self, batch: ResolutionBatch) -> Rows:
-        target = to_uint8(batch.high)
-        ours = scores(to_uint8(self.enlarged(batch.low)), target, self.scale)
+        target, made = to_uint8(batch.high), self.enlarged(batch.low)
+        require_finite("super-resolution scores", made, batch.keys)
+        ours = scores(to_uint8(made), target, self.scale)
         plain = scores(bicubic(batch.low, self.scale), target, self.scale)
         columns = {**ours, **{f"{name}{BASELINE}": values for name, values in plain.items()}}
         return {key: {name: float(v[i]) for name, v in columns.items()} for i, key in enumerate(batch.keys)}

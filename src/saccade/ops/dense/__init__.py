@@ -2,18 +2,16 @@
 
 from saccade.ops.dense.op import (
     KERNELS,
-    SDPA_VECTOR_BYTES,
+    against_vectors,
     dense_attention,
     dense_logits,
     dense_weights,
-    vector_bytes,
 )
 
 __all__ = [
     "KERNELS",
-    "SDPA_VECTOR_BYTES",
+    "against_vectors",
     "dense_attention",
     "dense_logits",
     "dense_weights",
-    "vector_bytes",
 ]

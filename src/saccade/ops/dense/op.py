@@ -36,8 +36,11 @@ from saccade.ops.patches import SHORTEST, as_vectors, patch_length
 
 # Ours: where SDPA would hold the score matrix, it may do so up to this size (64x64 maps in float32, 8 of them).
 SDPA_MATRIX_BYTES = 512 * 2**20
-# Ours: vectors of patches that SDPA may be given; above, the chunked kernel makes a few rows of them at a time.
+# Ours: vectors of patches that SDPA may be given; above, other kernels make none, or a few rows of them at a time.
 SDPA_VECTOR_BYTES = 32 * 2**20
+# Ours: those of one map up to which SDPA is the faster one on a CPU, for every thread, as the small steps of the boxes
+# kernel do not spread over threads. Measured on one: 3 and 16 channels, patches of 3 to 7 pixels, maps up to 64x64.
+SDPA_FAST_BYTES = 4 * 2**20
 # The widest head that the flash kernels of PyTorch take.
 FLASH_CHANNELS = 256
 
@@ -312,9 +315,9 @@ def _kernels(call: DenseCall) -> tuple[Kernel, ...]:
 
     def against(request: Request) -> list[str]:
         reasons = _against_sdpa(request)
-        size = vector_bytes(request.shape, request.dtype.itemsize)
-        if call.patch_size > 1 and size > SDPA_VECTOR_BYTES:
-            reasons.append(f"it would hold {size >> 20} MiB of patches as vectors")
+        if call.patch_size > 1:
+            boxes = call.grid.step == 1 and request.device.type == "cpu"
+            reasons += against_vectors(request.shape, request.dtype.itemsize, boxes)
         if call.causal and (call.key_mask is not None or not call.grid.whole):
             reasons.append("it would hold the causal mask of every pair of pixels")
         return reasons
@@ -331,10 +334,21 @@ def _kernels(call: DenseCall) -> tuple[Kernel, ...]:
     return replace(sdpa, reasons_against=against), replace(boxes, reasons_against=against_boxes), *others
 
 
-def vector_bytes(shape: AttentionShape, itemsize: int) -> int:
-    """Bytes of the vectors of all queries and keys of a shape, with `qk_channels` the length of a vector."""
-    pixels = shape.q_size.area + shape.kv_size.area
-    return shape.batch * shape.heads * pixels * shape.qk_channels * itemsize
+def against_vectors(shape: AttentionShape, itemsize: int, boxes: bool) -> list[str]:
+    """What speaks against giving SDPA patches as vectors.
+
+    Args:
+        shape: the call, with `qk_channels` the length of a vector.
+        itemsize: bytes of an entry.
+        boxes: whether the boxes kernel could run instead.
+    """
+    each = (shape.q_size.area + shape.kv_size.area) * shape.qk_channels * itemsize
+    size = shape.batch * shape.heads * each
+    if size > SDPA_VECTOR_BYTES:
+        return [f"it would hold {size >> 20} MiB of patches as vectors"]
+    if boxes and each > SDPA_FAST_BYTES * torch.get_num_threads():
+        return [f"with {each >> 20} MiB of patches as vectors for each map, the boxes kernel is faster"]
+    return []
 
 
 KERNELS = (
