@@ -50,6 +50,8 @@ def work(attention: str, rows: int, cols: int, threads: int) -> dict[str, Any]:
         with torch.inference_mode():
             made = network(picture, mask).completed
     except RuntimeError as refusal:
+        if "may be taken" not in str(refusal):
+            raise
         return {"status": "refused", "told": str(refusal)}
     known = mask[0, 0] == 0
     if not torch.equal(made[0][:, known], picture[0][:, known]) or not bool(made.isfinite().all()):
@@ -105,10 +107,10 @@ def main() -> None:
     table.writeheader()
     table.writerows(rows)
     found = conditions("cpu")
-    stem = f"inpainting-{arguments.rows}x{arguments.cols}_{found['device_name']}_{found['cores']}cores"
-    path = arguments.out / f"{stem}_{arguments.threads}threads_torch-{found['torch']}_fp32.csv".replace(
-        "+", "-"
-    ).replace("_avx", "-avx")
+    words = [f"inpainting-{arguments.rows}x{arguments.cols}", found["device_name"], f"{found['cores']}cores"]
+    words += [f"{arguments.threads}threads", f"torch-{found['torch']}", "fp32"]
+    name = "_".join("".join(c if c.isalnum() or c in ".-" else "-" for c in word) for word in words)
+    path = arguments.out / f"{name}.csv"
     write_text(path, text.getvalue())
     print(path)
 
