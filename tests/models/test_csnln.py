@@ -205,3 +205,14 @@ def test_misfits_of_a_backend_name_the_slot():
 def test_wrong_pictures_are_refused(shape):
     with pytest.raises(ValueError, match=r"pictures must be \(batch, 3, rows, cols\)"):
         small()(torch.zeros(shape))
+
+
+def test_mixed_precision_runs_with_the_skip():
+    net = CrossScaleNet(
+        scale=2, channels=8, depth=1, size=8, skip="bicubic", attention=cross_scale_attention(), in_scale=None
+    )
+    low = torch.rand(1, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        made = net(low)
+    plain = F.interpolate(low, scale_factor=2, mode="bicubic", align_corners=False, antialias=True)
+    torch.testing.assert_close(made.float(), plain, atol=0.02, rtol=0)  # it starts as bicubic

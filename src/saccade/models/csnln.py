@@ -22,6 +22,7 @@ from saccade.attention.block import SlotBlock
 from saccade.attention.cross_scale import in_scale_attention
 from saccade.attention.slots import SlotPolicy
 from saccade.geometry import Size, SlotSpec
+from saccade.ops.inputs import at_least_float32
 from saccade.ops.options import sides, whole
 
 Skip = Literal["none", "bicubic"]
@@ -130,7 +131,9 @@ class CrossScaleNet(nn.Module):
             raise RuntimeError("CrossScaleNet has no rounds.")
         if self.skip == "bicubic":
             size = [side * self.scale for side in low.shape[2:]]
-            out = out + F.interpolate(centred, size=size, mode="bicubic", align_corners=False, antialias=True)
+            out = out + F.interpolate(
+                at_least_float32(centred), size=size, mode="bicubic", align_corners=False, antialias=True
+            )
         shifted: Tensor = self.add_mean(out)
         return shifted
 
