@@ -5,10 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from cross_scale_backends import BACKENDS
 from every_backend import ATTENDING, make
 
 from oracles import csnln_patches as oracle
+from oracles.cross_scale_backends import BACKENDS
 from saccade.attention import (
     FullAttention,
     GridPartitionedAttention,

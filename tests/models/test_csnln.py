@@ -5,9 +5,9 @@ import hashlib
 import pytest
 import torch
 import torch.nn.functional as F
-from cross_scale_backends import BACKENDS
 
 from oracles import csnln_patches as oracle
+from oracles.cross_scale_backends import BACKENDS
 from saccade.attention import (
     FullAttention,
     GridPartitionedAttention,
