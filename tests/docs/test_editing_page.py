@@ -39,6 +39,7 @@ def test_commands_and_files_exist() -> None:
     ("name", "value", "baseline", "decibels"),
     [
         ("superres_x2_psal", "superres/psnr_y_shave2", "superres/psnr_y_shave2_bicubic", 0.2),
+        ("superres_x3_psal", "superres/psnr_y_shave3", "superres/psnr_y_shave3_bicubic", 0.2),
         ("inpainting_psal", "psnr_hole", "psnr_hole_mean_fill", 1.0),
     ],
 )
