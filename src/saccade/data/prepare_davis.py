@@ -10,10 +10,10 @@ import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 
+from saccade.data.archives import Member, extract, zip_infos
 from saccade.data.davis_layout import DavisFiles, find_davis, frames_of
 from saccade.data.images import decode_image
 from saccade.data.standin.folder import require_no_standin
-from saccade.files import write_bytes
 
 Advance = Callable[[int, int], None]  # files done, files in all
 OFFICIAL = {"train": 60, "val": 30, "test-dev": 30, "test-challenge": 30}  # sequences (Pont-Tuset et al., Table 1)
@@ -30,32 +30,10 @@ def unpack(archives: Sequence[Path], out: Path, resolution: str = "480p", advanc
             `out` holds a stand-in.
     """
     require_no_standin(out)
-    work: list[tuple[Path, zipfile.ZipInfo, Path]] = []
-    for archive in archives:
-        members = _members(archive, resolution)
-        work += [(archive, info, out / path) for info, path in members]
-    written = 0
-    opened: tuple[Path, zipfile.ZipFile] | None = None
-    try:
-        for done, (archive, info, target) in enumerate(work, start=1):
-            if opened is None or opened[0] != archive:
-                if opened is not None:
-                    opened[1].close()
-                opened = archive, zipfile.ZipFile(archive)
-            if not target.is_file() or target.stat().st_size != info.file_size:
-                write_bytes(target, opened[1].read(info))
-                written += 1
-            if advance is not None:
-                advance(done, len(work))
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
-        where = opened[0] if opened else out
-        raise ValueError(
-            f"{where}: cannot be unpacked to its end ({error}); fetch it again, or free the disk"
-        ) from error
-    finally:
-        if opened is not None:
-            opened[1].close()
-    return written
+    members = [
+        Member(archive, info, out / path) for archive in archives for info, path in _members(archive, resolution)
+    ]
+    return extract(members, advance)
 
 
 def check(root: Path, resolution: str = "480p", advance: Advance | None = None) -> tuple[dict[str, int], list[str]]:
@@ -109,16 +87,11 @@ def _list_warnings(files: DavisFiles) -> list[str]:
 
 def _members(archive: Path, resolution: str) -> list[tuple[zipfile.ZipInfo, PurePosixPath]]:
     """What a package holds that is needed, and where it goes below the data folder."""
-    try:
-        with zipfile.ZipFile(archive) as package:
-            infos = package.infolist()
-    except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{archive}: not a readable zip file ({error}); fetch it again") from error
     found: list[tuple[zipfile.ZipInfo, PurePosixPath]] = []
     frames = 0
-    for info in infos:
+    for info in zip_infos(archive):
         parts = PurePosixPath(info.filename).parts
-        if info.is_dir() or "DAVIS" not in parts or ".." in parts:
+        if "DAVIS" not in parts:
             continue
         inner = parts[parts.index("DAVIS") + 1 :]
         is_list = inner[:2] == ("ImageSets", "2017") and len(inner) == 3

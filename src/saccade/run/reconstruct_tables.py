@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+from saccade.run.colorization_tables import markdown
 from saccade.run.reconstruct_pairs import Source
 from saccade.run.reconstruct_rows import Summary, better_in, conditions, summarise
 from saccade.run.reconstruct_study import Measured, Plan
@@ -95,7 +96,7 @@ def table_2(summaries: Sequence[Summary], plan: Plan, temperature: float | None)
     ]
     margin = f"without {plan.crop} px"
     head = ["Method", "paper", margin, "whole", "wall s", "CPU s", "peak MiB", "GFLOPs", "pairs"]
-    return f"## {number}{size}{_heat(temperature)}\n{_markdown(head, rows)}"
+    return f"## {number}{size}{_heat(temperature)}\n{markdown(head, rows)}"
 
 
 def table_of_motion(summaries: Sequence[Summary], plan: Plan) -> str:
@@ -107,7 +108,7 @@ def table_of_motion(summaries: Sequence[Summary], plan: Plan) -> str:
         f"moving within {plan.window} px ({first.pairs - first.pairs_beyond} pairs)",
         f"beyond ({first.pairs_beyond} pairs)",
     ]
-    return _markdown(head, rows)
+    return markdown(head, rows)
 
 
 def table_3(summaries: Sequence[Summary], measured: Sequence[Measured], temperature: float | None) -> str:
@@ -133,7 +134,7 @@ def table_3(summaries: Sequence[Summary], measured: Sequence[Measured], temperat
             ]
         )
     head = ["Size / stride", "Full, paper", "Full", "PSAL 3, paper", "PSAL 3", "exact 3-NN", "PSAL 3 better than Full"]
-    return f"## Table 3{_heat(temperature)}\n{_markdown(head, rows)}"
+    return f"## Table 3{_heat(temperature)}\n{markdown(head, rows)}"
 
 
 def _heat(temperature: float | None) -> str:
@@ -161,9 +162,3 @@ def _five(value: float) -> str:
 
 def _with_error(value: float, error: float) -> str:
     return f"{value:.5f}" if math.isnan(error) else f"{value:.5f} ± {error:.5f}"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(line[column]) for line in [head, *rows]) for column in range(len(head))]
-    lines = [head, ["-" * width for width in widths], *rows]
-    return "\n".join("| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |" for line in lines)
